@@ -1,0 +1,338 @@
+"""Every setting of a run: one model a stage, one `RunConfig`, read from a YAML file and the command line.
+
+    config = load_config(["--config", "configs/demo.yaml", "--train.epochs", "3"])
+
+Field docs stand beside the fields. A value given on the command line (``--stage.name value``) wins over the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from llm4sbr_ray.errors import UserError
+
+NAME_PATTERN = (
+    r"^[a-z0-9][a-z0-9_.-]{0,63}$"  # what may name a run, a perspective or a model: safe in any path
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DemoShop(Section):
+    """The generated shop of `source: demo`."""
+
+    sessions: int = Field(default=4000, ge=50)
+    items: int = Field(default=600, ge=40)
+    cold_share: float = Field(default=0.1, ge=0, lt=1)  # share of items that appear only near the end of time
+    seed: int = 0
+
+
+class Columns(Section):
+    """Names of the columns in the user's tables. `None` = the table has no such column."""
+
+    session_id: str = "session_id"
+    items: str = "items"  # layout session: the list of item ids
+    item_id: str = "item_id"  # layout event, and the catalogue
+    timestamp: str | None = None  # seconds since epoch, or anything pyarrow reads as a timestamp
+    split: str | None = "split"  # only read when split.by is "column"
+    title: str = "title"
+    attributes: str | None = "attributes"  # list of strings, or one string
+
+
+class Split(Section):
+    by: Literal["column", "time", "ratio"] = "column"
+    test_values: tuple[str, ...] = ("test",)  # by column: these rows are test; "valid" rows count as train
+    test_fraction: float = Field(
+        default=0.1, gt=0, lt=1
+    )  # by time: the last sessions; by ratio: hashed by session id
+    valid_fraction: float = Field(default=0.1, gt=0, lt=1)  # of the train sessions
+    valid_by: Literal["random", "last"] = (
+        "random"  # "last": the last train rows (where rows are in time order)
+    )
+
+
+class DataConfig(Section):
+    source: Literal["demo", "tables"] = "tables"
+    demo: DemoShop = DemoShop()
+    sessions: str | None = None  # path or URI of a file or folder: .parquet, .csv, .jsonl
+    items: str | None = None  # the catalogue; None: the items are those that the sessions hold
+    format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"  # auto: by the file's ending
+    layout: Literal["session", "event"] = "session"  # one row a session, or one row an event
+    columns: Columns = Columns()
+    split: Split = Split()
+    samples: Literal["every-prefix", "last-item"] = "every-prefix"
+    unknown_items: Literal["quarantine", "drop"] = (
+        "quarantine"  # a session with an item that the catalogue lacks
+    )
+    max_session_items: int = Field(
+        default=1000, ge=2
+    )  # longer ones are quarantined: crawlers, and quadratic cost
+
+    @model_validator(mode="after")
+    def _tables_are_named(self) -> DataConfig:
+        if self.source == "tables" and self.sessions is None:
+            raise ValueError(
+                "data.sessions is missing: give the path of the session table, or data.source: demo"
+            )
+        return self
+
+
+class Perspective(Section):
+    """One question that the LLM answers about a session."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    instruction: str = Field(min_length=1)
+    anchor: Literal["global", "local"]  # the behaviour vector it is aligned with
+
+
+LONG_TERM = Perspective(
+    name="long-term",
+    anchor="global",
+    instruction="A shop visitor clicked the items below, in this order. Considering the whole session, name the one "
+    "item that fits the visitor's overall taste best. Only output the item name.",
+)
+SHORT_TERM = Perspective(
+    name="short-term",
+    anchor="local",
+    instruction="A shop visitor clicked the items below, in this order. Considering the last clicks above all, name "
+    "the item the visitor wants next. Only output the item name.",
+)
+
+
+class Sampling(Section):
+    max_tokens: int = Field(default=24, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+
+
+class Engine(Section):
+    """The pool of vLLM actors, shared by all perspectives."""
+
+    actors: tuple[int, int] = (1, 1)  # autoscaling bounds
+    device: Literal["auto", "gpu", "cpu"] = "auto"  # auto: GPUs where the cluster has any
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    cpus_per_actor: float = Field(default=1, gt=0)  # logical CPUs of one actor
+    batch_size: int = Field(
+        default=128, ge=1
+    )  # rows of one Ray Data batch: at most these are lost with an actor
+    max_concurrent_batches: int = Field(default=4, ge=1)
+    write_rows: int = Field(default=1024, ge=1)  # rows of one written block: the grain of resuming
+    max_model_len: int = Field(default=1024, ge=64)
+    max_num_seqs: int = Field(default=256, ge=1)
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_gib: float = Field(default=1.0, gt=0)  # on CPU engines only; GPUs use gpu_memory_utilization
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    engine_kwargs: dict[str, Any] = {}  # passed to vLLM as it is
+
+
+class PocketLM(Section):
+    """The small decoder trained on the catalogue's own train sessions when `perspectives.model` is null."""
+
+    layers: int = Field(default=3, ge=1)
+    width: int = Field(default=128, ge=16)
+    heads: int = Field(default=4, ge=1)
+    vocab: int = Field(default=4096, ge=300)
+    steps: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=48, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    max_seconds: float = Field(default=600, gt=0)  # training stops here even if steps remain, and says so
+
+
+class Perspectives(Section):
+    model: str | None = None  # Hugging Face name or path of the LLM; None: train the pocket LM and use it
+    views: tuple[Perspective, ...] = (LONG_TERM, SHORT_TERM)
+    max_items: int = Field(default=12, ge=1)  # a longer session shows its last ones
+    max_title_chars: int = Field(default=80, ge=8)
+    sampling: Sampling = Sampling()
+    chat_template_kwargs: dict[str, Any] = {"enable_thinking": False}  # templates ignore what they don't know
+    engine: Engine = Engine()
+    pocket: PocketLM = PocketLM()
+    max_error_rate: float = Field(default=0.05, ge=0, le=1)  # above it the stage fails at its end
+    retries: int = Field(default=1, ge=0)  # rounds that ask again what failed
+    schedule_timeout_s: float = Field(
+        default=45, gt=0, le=60
+    )  # wait for an autoscaler this long, then refuse
+    splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
+
+    @field_validator("views")
+    @classmethod
+    def _unique(cls, views: tuple[Perspective, ...]) -> tuple[Perspective, ...]:
+        if not views:
+            raise ValueError("name at least one perspective")
+        if len({view.name for view in views}) < len(views):
+            raise ValueError("two perspectives have the same name")
+        return views
+
+
+class Text(Section):
+    """Text encoder and intent localisation."""
+
+    model: str = (
+        "all-MiniLM-L6-v2"  # this one ships with the package; else any sentence-transformers name or path
+    )
+    batch_size: int = Field(default=128, ge=1)
+    max_text_chars: int = Field(default=256, ge=8)
+    localised_items: int = Field(default=5, ge=1, le=50)  # r
+    min_cosine: float = Field(default=0.35, ge=-1, le=1)  # below it an answer is "ungrounded"
+
+
+class ModelConfig(Section):
+    """Sizes and rules of the neural models."""
+
+    width: int = Field(default=100, ge=4)
+    max_length: int = Field(default=50, ge=1)  # the last clicks that the backbone sees
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    gnn_steps: int = Field(default=1, ge=1)
+    fusion: Literal["average", "gate", "residual"] = "gate"
+    alignment: float = Field(default=0.1, ge=0)  # lambda
+    uniformity: float = Field(default=0.1, ge=0)
+    predictor: float = Field(default=0.1, ge=0)  # weight of the intent predictor's loss
+
+
+class Neighbours(Section):
+    """Session-kNN (V-SkNN)."""
+
+    k: int = Field(default=100, ge=1)
+    sample_size: int = Field(default=1000, ge=1)  # most recent candidate sessions considered
+    decay: float = Field(default=3.0, ge=0)  # lambda of the position decay; 0 = plain S-kNN
+
+
+class TrainConfig(Section):
+    models: tuple[str, ...] = ("popularity", "sknn", "srgnn", "srgnn+llm4sbr")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    workers: int = Field(default=2, ge=0)  # Ray Train workers; 0 runs the loop in this process
+    gpus_per_worker: float = Field(default=0, ge=0)
+    cpus_per_worker: float = Field(default=1, ge=0)
+    epochs: int = Field(default=30, ge=1)
+    patience: int = Field(default=3, ge=1)  # epochs without a better validation score before stopping
+    batch_size: int = Field(default=512, ge=1)  # over all workers
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-5, ge=0)
+    clip_norm: float = Field(default=5.0, gt=0)
+    select_by: Literal["recall@20", "mrr@20", "ndcg@20"] = "mrr@20"  # validation metric that picks the epoch
+    max_failures: int = Field(default=2, ge=0)
+
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError("name at least one seed")
+        return seeds
+
+
+class EvaluateConfig(Section):
+    batch_size: int = Field(default=512, ge=1)
+    example_sessions: int = Field(default=6, ge=0)  # shown in the report
+
+
+class ExportConfig(Section):
+    model: str | None = None  # None: the first model with "+llm4sbr", by its first seed
+
+
+class ClusterConfig(Section):
+    address: str | None = (
+        None  # None: RAY_ADDRESS if set, else a fresh local Ray; "auto": the cluster running here
+    )
+    local_cpus: int = Field(
+        default=8, ge=1
+    )  # logical CPUs of a fresh local Ray: stages wait for each other below 8
+    object_store_mb: int = Field(default=1024, ge=128)  # of a fresh local Ray
+    worker_logs: bool = (
+        False  # print what workers print (vLLM says a lot); Ray keeps it in its log folder anyway
+    )
+
+
+class RunConfig(BaseSettings):
+    """All settings of one run; `name` and `storage` place it: ``<storage>/<name>/``."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_prog_name="llm4sbr_ray")
+
+    name: str = Field(pattern=NAME_PATTERN)
+    storage: str = "runs"  # local path or URI (s3://, gs://)
+    dataset: str = ""  # shown in reports; empty: the run's name
+    seed: int = 0
+    data: DataConfig
+    perspectives: Perspectives = Perspectives()
+    text: Text = Text()
+    model: ModelConfig = ModelConfig()
+    neighbours: Neighbours = Neighbours()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # never the environment: a variable called NAME must not rename a run
+
+
+def load_config(argv: Sequence[str] | None = None) -> RunConfig:
+    """Read `--config FILE` and the overrides after it.
+
+    Raises
+    ------
+    UserError
+        A missing or malformed file, an unknown setting, a wrong type: one line per problem.
+    SystemExit
+        `--help`.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config")
+    known, overrides = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    wants_help = bool({"-h", "--help"} & set(overrides))
+    if known.config is None and not wants_help:
+        raise UserError("--config FILE is missing (configs/demo.yaml is a good first one)")
+    values = {} if known.config is None else _read_yaml(Path(known.config))
+    try:
+        cli: CliSettingsSource[Any] = CliSettingsSource(
+            RunConfig, cli_parse_args=list(overrides), cli_exit_on_error=False, cli_kebab_case=False
+        )
+        return RunConfig(_cli_settings_source=cli, **values)
+    except ValidationError as error:
+        raise UserError(_one_line_each(error, known.config)) from error
+    except SettingsError as error:
+        raise UserError(f"command line: {error}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file not found: {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of settings, this file holds {type(values).__name__}")
+    return values
+
+
+def _one_line_each(error: ValidationError, path: str | None) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "no such setting"
+        lines.append(f"{path}: {where}: {message}" if where else f"{path}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,13 @@
+"""The session recommenders that LLM4SBR can wrap: one file and one line here a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llm4sbr_ray.config import ModelConfig
+from llm4sbr_ray.models.backbones.srgnn import SRGNN
+from llm4sbr_ray.models.base import Backbone
+
+BACKBONES: dict[str, Callable[[int, ModelConfig], Backbone]] = {  # name -> constructor(n_items, config)
+    "srgnn": SRGNN,
+}

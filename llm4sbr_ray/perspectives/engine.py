@@ -1,0 +1,197 @@
+"""The pool of vLLM actors: one Ray Data pipeline from asked prompts to answers, resumable row by row.
+
+Ray Data checkpointing (`DataContext.checkpoint_config`) records the keys of every written block, so a killed run asks
+only what it had not written. Prompts are tokenised and bounded here rather than by Ray's own chat-template and
+tokenizer stages: one pass, exact token counts, and no prompt that the engine would refuse for its length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+from llm4sbr_ray.artifacts import Store
+from llm4sbr_ray.config import Engine, Perspectives
+from llm4sbr_ray.perspectives.prompts import clean_title, messages
+
+HELPER_CPUS = (
+    0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
+)
+ANSWER_SCHEMA = pa.schema(
+    [
+        ("prompt_key", pa.string()),
+        ("answer", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("generated_tokens", pa.int32()),
+        ("error", pa.string()),
+        ("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
+    ]
+)
+
+
+def uses_gpu(engine: Engine) -> bool:
+    """Whether the engine's actors go to GPUs: as configured, or where the cluster has any."""
+    if engine.device == "auto":
+        return ray.cluster_resources().get("GPU", 0) > 0
+    return engine.device == "gpu"
+
+
+def actor_bundle(engine: Engine) -> dict[str, float]:
+    """Resources of one worker of one engine actor (an actor has tensor x pipeline parallel of them)."""
+    bundle = {"CPU": engine.cpus_per_actor}
+    return bundle | {"GPU": 1.0} if uses_gpu(engine) else bundle
+
+
+def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, config: Perspectives) -> None:
+    """Have every prompt under `asked` answered, into Parquet files under `answers`.
+
+    Parameters
+    ----------
+    asked
+        Parquet rows (prompt_key, view, items): unique prompts, in an order that keeps common prefixes together.
+    answers
+        Rows of `ANSWER_SCHEMA`; `error` is null where there is an answer. Files of an earlier try stay valid.
+    done
+        Where Ray Data keeps the keys of written blocks.
+    model
+        Hugging Face name, or a path that every node can read.
+    catalogue
+        Location of the folder with items.parquet, whose titles the prompts show.
+    """
+    engine = config.engine
+    context = ray.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig(
+        id_column="prompt_key", checkpoint_path=done.uri(), delete_checkpoint_on_success=False
+    )
+    try:
+        prompts = ray.data.read_parquet(
+            asked.uri(), num_cpus=HELPER_CPUS, override_num_blocks=len(asked.files())
+        ).map_batches(
+            Tokenise,
+            fn_constructor_args=(model, catalogue, config),
+            batch_format="pyarrow",
+            batch_size=engine.batch_size * 4,
+            num_cpus=HELPER_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=1),
+        )
+        answered = build_processor(_processor_config(model, config))(prompts).map_batches(
+            extract, batch_format="pandas", batch_size=engine.batch_size, num_cpus=HELPER_CPUS
+        )
+        answered.write_parquet(
+            answers.uri(), ray_remote_args={"num_cpus": HELPER_CPUS}, min_rows_per_file=engine.write_rows
+        )
+    finally:
+        context.checkpoint_config = None
+
+
+def _processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorConfig:
+    engine = config.engine
+    on_gpu = uses_gpu(engine)
+    engine_kwargs: dict[str, Any] = {
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "dtype": engine.dtype,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "quantization": engine.quantization,
+    }
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    if on_gpu:
+        engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    else:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gib)))
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = (
+            "nobind"  # Ray shares the cores; pinning all to one would starve it
+        )
+    return vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs=engine_kwargs | engine.engine_kwargs,
+        concurrency=engine.actors if engine.actors[0] < engine.actors[1] else engine.actors[1],
+        batch_size=engine.batch_size,
+        max_concurrent_batches=engine.max_concurrent_batches,
+        should_continue_on_error=True,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+        placement_group_config={"bundle_per_worker": actor_bundle(engine)},
+        runtime_env={"env_vars": environment},
+    )
+
+
+def shown_titles(catalogue: Store, config: Perspectives) -> list[str]:
+    """V lines of text, one an item, as prompts show them."""
+    items = catalogue.read_table("items.parquet", columns=["title", "attributes"])
+    pairs = zip(items["title"].to_pylist(), items["attributes"].to_pylist(), strict=True)
+    return [clean_title(title, attributes, config.max_title_chars) for title, attributes in pairs]
+
+
+class Tokenise:
+    """Ray Data actor: (prompt_key, view, items) -> what the vLLM stage takes."""
+
+    def __init__(self, model: str, catalogue: str, config: Perspectives) -> None:
+        from transformers import AutoTokenizer
+
+        self.titles = shown_titles(Store(catalogue), config)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.config = config
+        self.views = {view.name: view for view in config.views}
+        self.budget = config.engine.max_model_len - config.sampling.max_tokens
+
+    def tokens(self, view: str, items: Sequence[int]) -> list[int]:
+        """Token ids of one prompt; as many of the last items as the engine's context takes."""
+        shown = [self.titles[item] for item in items]
+        while True:
+            ids = self.tokenizer.apply_chat_template(
+                messages(self.views[view], shown),
+                add_generation_prompt=True,
+                return_dict=False,
+                **self.config.chat_template_kwargs,
+            )
+            if len(ids) <= self.budget or len(shown) == 1:
+                return list(ids)
+            shown = shown[1:]
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        sampling = self.config.sampling
+        params = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+        }
+        views, items = batch["view"].to_pylist(), batch["items"].to_pylist()
+        tokens = [self.tokens(view, shown) for view, shown in zip(views, items, strict=True)]
+        yield pa.table(
+            {
+                "prompt_key": batch["prompt_key"],
+                "tokenized_prompt": pa.array(tokens, pa.list_(pa.int32())),
+                "sampling_params": pa.array([params] * len(batch)),
+            }
+        )
+
+
+def extract(batch: Any) -> pa.Table:
+    """The vLLM stage's rows -> `ANSWER_SCHEMA`."""
+    failed = batch["__inference_error__"].fillna("").astype(str)
+    text = batch["generated_text"].fillna("").astype(str).str.split().str.join(" ")
+    error = np.where(failed != "", failed, np.where(text == "", "empty answer", None))
+    return pa.table(
+        {
+            "prompt_key": pa.array(batch["prompt_key"].astype(str), pa.string()),
+            "answer": pa.array(text, pa.string()),
+            "prompt_tokens": pa.array(batch["num_input_tokens"].fillna(0), pa.int32()),
+            "generated_tokens": pa.array(batch["num_generated_tokens"].fillna(0), pa.int32()),
+            "error": pa.array(error, pa.string()),
+            "answered_at": pa.array(np.full(len(batch), time.time())),
+        },
+        schema=ANSWER_SCHEMA,
+    )

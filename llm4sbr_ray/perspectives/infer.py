@@ -1,0 +1,73 @@
+"""Sessions -> intent vectors: the stages "pocket-lm", "perspectives", "text" and "intents" in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.compute as pc
+import ray
+import torch
+
+from llm4sbr_ray.artifacts import Facts, Run, Stage
+from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.perspectives.ask import ask_perspectives
+from llm4sbr_ray.perspectives.engine import shown_titles
+from llm4sbr_ray.perspectives.intents import encode_items, localise_answers
+from llm4sbr_ray.perspectives.pocket_lm import folder_bytes, train_pocket_lm
+
+
+def infer(run: Run) -> None:
+    """Everything between the samples and the training of the models."""
+    model = run.config.perspectives.model
+    if model is None:
+        build_pocket_lm(run)
+        digest = hashlib.sha256(run.read_bytes("pocket-lm", "model.safetensors")).hexdigest()[:16]
+        ask_perspectives(run, run.uri("pocket-lm"), f"pocket-lm:{digest}", ["ingest", "pocket-lm"])
+    else:
+        ask_perspectives(run, model, model, ["ingest"])
+    encode_items(run)
+    localise_answers(run)
+
+
+def build_pocket_lm(run: Run) -> bool:
+    """Stage "pocket-lm": train the small decoder on the train sessions; ``pocket-lm/`` is a Hugging Face checkpoint."""
+    config = run.config.perspectives
+
+    def body(stage: Stage) -> Facts:
+        sessions = train_sessions(run)
+        titles = shown_titles(run.below("data"), config)
+        task = ray.remote(num_cpus=1)(_train_remotely)
+        for item in map(ray.get, task.remote(titles, sessions, config, run.config.seed)):
+            if isinstance(item, str):
+                print(f"[pocket-lm] {item}", flush=True)
+            else:
+                files, facts = item
+        for name, content in files.items():
+            stage.store.write_bytes(content, "pocket-lm", name)
+        return {"rows": len(sessions), **facts}
+
+    used = config.model_dump(mode="json", include={"views", "max_items", "max_title_chars", "pocket"})
+    settings = [used, run.config.seed]
+    return run.stage("pocket-lm", outputs=["pocket-lm"], settings=settings, after=["ingest"], body=body)
+
+
+def train_sessions(run: Run) -> list[list[int]]:
+    """Whole train sessions: the longest prefix of each with its target. Never validation, never test."""
+    samples = run.read_table("data", "train", columns=["items", "target", "is_last"])
+    whole = samples.filter(pc.field("is_last"))
+    pairs = zip(whole["items"].to_pylist(), whole["target"].to_pylist(), strict=True)
+    return [[*items, target] for items, target in pairs]
+
+
+def _train_remotely(
+    titles: list[str], sessions: list[list[int]], config: Perspectives, seed: int
+) -> Iterator[str | tuple[dict[str, bytes], Facts]]:
+    """Lines of progress, then the files and the facts."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder:
+        facts = yield from train_pocket_lm(titles, sessions, config, seed, Path(folder))
+        yield folder_bytes(Path(folder)), facts

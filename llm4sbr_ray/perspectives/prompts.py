@@ -1,0 +1,51 @@
+"""Sessions and items as text: what the LLM reads.
+
+Static instruction first, the session last, so that an engine with prefix caching computes the instruction once and a
+growing session only at its end. Titles are other people's text: one line each, no control characters, bounded length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from llm4sbr_ray.config import Perspective, Perspectives
+
+UNTITLED = "(an item without a title)"  # never an id: ids must not reach a model as text
+
+
+def clean_title(title: str | None, attributes: Sequence[str] | None, max_chars: int) -> str:
+    """One line for one item.
+
+    The title and those attributes that it does not already hold; without a title the attributes alone. White space is
+    folded, other control characters are dropped, the whole is cut at `max_chars`.
+    """
+    title = title or ""
+    known = title.casefold()
+    parts = [title, *(a for a in attributes or () if a.casefold() not in known)]
+    text = " ".join(" - ".join(part for part in parts if part).split())
+    text = "".join(c for c in text if c.isprintable())
+    return text[:max_chars].rstrip() or UNTITLED
+
+
+def session_text(titles: Sequence[str]) -> str:
+    """Numbered titles in click order, a line each."""
+    return "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))
+
+
+def messages(view: Perspective, titles: Sequence[str]) -> list[dict[str, str]]:
+    """The chat that asks one perspective about one session."""
+    return [
+        {"role": "system", "content": view.instruction},
+        {"role": "user", "content": session_text(titles)},
+    ]
+
+
+def prompt_key(model: str, perspectives: Perspectives, view: Perspective, titles: Sequence[str]) -> str:
+    """128-bit hex digest of all that determines an answer: model, sampling, instruction, session text.
+
+    Two samples with one key are asked once.
+    """
+    sampling = perspectives.sampling.model_dump_json()
+    text = "\x1f".join((model, sampling, view.instruction, session_text(titles)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,96 @@
+"""Samples -> prompts: which question each (sample, perspective) asks, and which of them are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from llm4sbr_ray.artifacts import Store
+from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.perspectives import relational
+from llm4sbr_ray.perspectives.engine import HELPER_CPUS, shown_titles
+from llm4sbr_ray.perspectives.prompts import prompt_key
+
+PROMPT_SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),  # of the sample, over all splits: the order in which results are written
+        ("split", pa.string()),
+        ("sample_key", pa.string()),
+        ("view", pa.string()),
+        ("prompt_key", pa.string()),
+        ("items", pa.list_(pa.int32())),  # those the prompt shows
+    ]
+)
+
+
+def sample_files(data: Store, config: Perspectives) -> list[dict[str, Any]]:
+    """The sample files of the wanted splits, each with the position of its first row."""
+    files, position = [], 0
+    for split in config.splits:
+        for path in data.files(split, suffix=".parquet"):
+            files.append({"split": split, "path": path, "position": position})
+            position += pq.read_metadata(path, filesystem=data.fs).num_rows
+    return files
+
+
+def render(data: Store, prompts: Store, model: str, config: Perspectives) -> None:
+    """Write a row of `PROMPT_SCHEMA` for each sample and perspective to `prompts`."""
+    files = sample_files(data, config)
+    ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
+        RenderFile,
+        fn_constructor_args=(data.uri(), model, config),
+        batch_format="pyarrow",
+        batch_size=1,
+        num_cpus=HELPER_CPUS,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=4),
+    ).write_parquet(prompts.uri(), ray_remote_args={"num_cpus": HELPER_CPUS})
+
+
+class RenderFile:
+    """Ray Data actor: one sample file -> its prompts."""
+
+    def __init__(self, data: str, model: str, config: Perspectives) -> None:
+        self.data, self.model, self.config = Store(data), model, config
+        self.titles = shown_titles(self.data, config)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (file,) = batch.to_pylist()
+        samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items"])
+        windows = [items[-self.config.max_items :] for items in samples["items"].to_pylist()]
+        shown = [[self.titles[item] for item in window] for window in windows]
+        n = len(windows)
+        tables = [
+            pa.table(
+                {
+                    "position": np.arange(file["position"], file["position"] + n),
+                    "split": [file["split"]] * n,
+                    "sample_key": samples["sample_key"],
+                    "view": [view.name] * n,
+                    "prompt_key": [prompt_key(self.model, self.config, view, titles) for titles in shown],
+                    "items": windows,
+                },
+                schema=PROMPT_SCHEMA,
+            )
+            for view in self.config.views
+        ]
+        return pa.concat_tables(tables)
+
+
+def unique_prompts(prompts: Store, asked: Store, rows_a_file: int) -> int:
+    """Write each distinct prompt once; returns their number.
+
+    Ordered by perspective and items, so that prompts with a common beginning reach the engine one after the other
+    and its prefix cache answers for the common part. A file is a block of the LLM stage, so `rows_a_file` is the grain
+    at which a killed run resumes.
+    """
+    database = relational.connect()
+    database.register("prompts", relational.dataset(prompts))
+    query = database.sql(
+        "SELECT prompt_key, any_value(view) AS view, any_value(items) AS items FROM prompts "
+        "GROUP BY prompt_key ORDER BY view, items"
+    )
+    return relational.copy_to(query, asked, "", rows_a_file=rows_a_file)

@@ -1,0 +1,134 @@
+"""The Serve graph: ingress -> behaviour encoder + embedding cache -> fusion ranker.
+
+    serve run serve_configs/local.yaml
+
+No request waits for an LLM: intents come from the cache, or from the model's own intent predictor. Options
+set here are defaults; `serve_configs/*.yaml` overrides any of them by the deployment's name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application, Deployment
+
+from llm4sbr_ray.serving.bundle import Bundle, load_bundle
+from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
+from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.ingress import Ingress
+from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
+
+# Requests that queue up while a batch is computed form the next one. Nobody waits for a batch to fill (Serve
+# waits 10 ms by default), so a lone request costs what it costs without batching.
+BATCH = {"max_batch_size": 32, "batch_wait_timeout_s": 0.0}
+
+
+class ServeArgs(BaseModel):
+    """`args` of the application in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: str = "runs/demo/bundle"  # local path (relative to where `serve run` is called) or URI
+    cache_capacity: int = Field(default=100_000, ge=1)  # sessions that each replica of the cache keeps
+    stale_clicks: int = Field(default=3, ge=0)  # an LLM answer that is so many clicks old still counts
+
+
+class BehaviourEncoder:
+    """Clicks to behaviour vectors."""
+
+    def __init__(self, location: str, version: str) -> None:
+        torch.set_num_threads(
+            1
+        )  # replicas share the machine's cores; one small session gains nothing from two
+        bundle = Bundle(location, version)
+        self._encoder = SessionEncoder(bundle.model(), bundle.manifest.n_items)
+
+    @serve.batch(**BATCH)
+    async def encode(self, sessions: list[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+        """One session (item indices in click order) in, its 3 x D vectors out; batched by Serve."""
+        return self._encoder.encode([session.tolist() for session in sessions])
+
+    def check_health(self) -> None:
+        self._encoder.check()
+
+
+class EmbeddingCache:
+    """What the LLM said of known sessions.
+
+    `user_config: {newer_bundle: LOCATION}` adds the intents of a later export over the same catalogue to all
+    running replicas, without a restart; sessions unused for longest make room.
+    """
+
+    def __init__(self, location: str, version: str, capacity: int, stale_clicks: int) -> None:
+        self._bundle = Bundle(location, version)
+        self._cache = IntentCache(capacity, stale_clicks)
+        self._add(self._bundle)
+
+    def reconfigure(self, user_config: dict[str, str]) -> None:
+        newer = Bundle(user_config["newer_bundle"])
+        mine, its = self._bundle.manifest, newer.manifest
+        same_shape = (mine.perspectives, mine.localised_items) == (its.perspectives, its.localised_items)
+        if not same_shape or mine.files["items.parquet"] != its.files["items.parquet"]:
+            raise ValueError(
+                f"{newer.store.uri()}: another catalogue or other perspectives: deploy it as a service"
+            )
+        self._add(newer)
+
+    async def lookup(self, items: NDArray[np.int32]) -> CachedIntents | None:
+        """Intents of a session or of its longest known prefix; None on a miss."""
+        return self._cache.lookup(items.tolist())
+
+    def check_health(self) -> None:
+        self._cache.check()
+
+    def _add(self, bundle: Bundle) -> None:
+        for key, intents in bundle.intents():
+            self._cache.put(key, intents)
+
+
+class FusionRanker:
+    """Vectors and intents to ranked items."""
+
+    def __init__(self, location: str, version: str) -> None:
+        torch.set_num_threads(1)
+        bundle = Bundle(location, version)
+        manifest = bundle.manifest
+        self._ranker = Ranker(bundle.model(), manifest.n_items, manifest.localised_items)
+
+    @serve.batch(**BATCH)
+    async def rank(self, queries: list[RankQuery]) -> list[Ranking]:
+        """One query in, its ranking out; batched by Serve."""
+        return self._ranker.rank(queries)
+
+    def check_health(self) -> None:
+        self._ranker.check()
+
+
+def build_app(args: ServeArgs) -> Application:
+    """The application of one bundle.
+
+    Raises
+    ------
+    UserError
+        The bundle is missing or damaged. It is checked here, whole, before any replica starts.
+    """
+    bundle = load_bundle(args.bundle)
+    # Absolute, as replicas run in other folders; and one version for all, as the folder may be exported anew
+    # while replicas come and go.
+    place = bundle.store.uri(), bundle.manifest.version
+    encoder = _deployment(BehaviourEncoder, 64, 0.5).bind(*place)
+    cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, args.cache_capacity, args.stale_clicks)
+    ranker = _deployment(FusionRanker, 64, 0.5).bind(*place)
+    app: Application = _deployment(Ingress, 256, 0.5).bind(
+        *place, encoder=encoder, cache=cache, ranker=ranker
+    )
+    return app
+
+
+def _deployment(cls: type, max_ongoing_requests: int, num_cpus: float) -> Deployment:
+    """Room for a few batches in each replica (Serve's default of 5 would starve them); shares of a CPU."""
+    options = {"num_cpus": num_cpus}
+    return serve.deployment(max_ongoing_requests=max_ongoing_requests, ray_actor_options=options)(cls)

@@ -1,0 +1,95 @@
+"""Rankings to answers: titles, and for each recommended item the reason in numbers and in one sentence.
+
+A score is a sum over perspectives (see `models.fusion`), so its split is the model's own arithmetic, no
+second guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm4sbr_ray.serving.catalogue import Catalogue
+from llm4sbr_ray.serving.ranker import Ranking
+
+EXAMPLES = 2  # titles named in a sentence
+EXAMPLE_CHARS = 60  # of each
+READABLE = {"long-term": "long-term taste", "short-term": "current need"}
+
+
+def shares(contribution_P: NDArray[np.float32]) -> NDArray[np.float64]:
+    """|contribution| of each perspective over their sum; even shares where all are 0."""
+    size_P = np.abs(contribution_P.astype(np.float64))
+    total = size_P.sum()
+    return size_P / total if total > 0 else np.full(len(size_P), 1 / len(size_P))
+
+
+def recommendations(
+    ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue
+) -> list[dict[str, Any]]:
+    """The ranked items as plain values, in the form of `types.Recommendation`."""
+    localised = [
+        [_item(catalogue, item) | {"weight": float(weight)} for item, weight in zip(*row, strict=True)]
+        for row in zip(ranking.shown_PR.tolist(), ranking.shown_weight_PR.tolist(), strict=True)
+    ]
+    answers = []
+    for item, score, contribution_P in zip(
+        ranking.item_k.tolist(), ranking.score_k.tolist(), ranking.contribution_kP, strict=True
+    ):
+        share_P = shares(contribution_P)
+        details = [
+            {
+                "name": name,
+                "source": "predicted" if ranking.predicted_P[p] else "llm",
+                "gate": float(ranking.gate_P[p]),
+                "contribution": float(contribution_P[p]),
+                "share": float(share_P[p]),
+                "localised_items": localised[p],
+            }
+            for p, name in enumerate(perspectives)
+        ]
+        leader = int(contribution_P.argmax())  # the one that speaks loudest for the item, not against it
+        alike = [catalogue.label(j) for j in ranking.shown_PR[leader].tolist() if j != item]
+        text = sentence(perspectives[leader], float(share_P[leader]), alike)
+        explanation = {"text": text, "perspectives": details}
+        answers.append(_item(catalogue, item) | {"score": score, "explanation": explanation})
+    return answers
+
+
+def popular(catalogue: Catalogue, k: int) -> list[dict[str, Any]]:
+    """The most clicked items, for a session of which the catalogue knows nothing."""
+    text = "Popular with all visitors: nothing is known of this session yet."
+    return [
+        _item(catalogue, j)
+        | {"score": float(catalogue.train_count_V[j]), "explanation": {"text": text, "perspectives": []}}
+        for j in catalogue.popular_V[:k].tolist()
+    ]
+
+
+def sentence(perspective: str, share: float, alike: Sequence[str]) -> str:
+    """E.g. "Mostly because of long-term taste (62%): like Rose Soap, Lily Soap."
+
+    Parameters
+    ----------
+    perspective
+        Name of the one that contributes most.
+    share
+        Its share, 0..1; below one half it is "partly".
+    alike
+        Labels of its localised items, strongest first.
+    """
+    reason = READABLE.get(perspective, f"the perspective “{perspective}”")
+    different = list(dict.fromkeys(alike))[:EXAMPLES]
+    examples = f": like {', '.join(map(_shortened, different))}" if different else ""
+    return f"{'Mostly' if share >= 0.5 else 'Partly'} because of {reason} ({share:.0%}){examples}."
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= EXAMPLE_CHARS else label[: EXAMPLE_CHARS - 1].rstrip() + "…"
+
+
+def _item(catalogue: Catalogue, index: int) -> dict[str, Any]:
+    return {"item_id": catalogue.item_ids[index], "title": catalogue.titles[index]}

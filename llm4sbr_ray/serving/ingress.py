@@ -1,0 +1,170 @@
+"""HTTP: the routes of the service, and the way of one request through the deployments.
+
+POST /recommend   items in click order -> recommendations with explanations
+GET  /items?q=    search the catalogue
+GET  /healthz     200, or 503 naming the broken part
+GET  /            the playground page
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from llm4sbr_ray.serving.bundle import Bundle
+from llm4sbr_ray.serving.explain import popular, recommendations
+from llm4sbr_ray.serving.ranker import RankQuery
+from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
+
+HEALTH_TIMEOUT_S = 3.0
+SEARCH_LIMIT = 20
+# The page brings its own style and script and talks to this service alone.
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+logger = logging.getLogger("ray.serve")
+api = FastAPI(title="llm4sbr_ray", docs_url=None, redoc_url=None)  # their pages would load scripts from a CDN
+
+
+async def read_request(request: Request) -> RecommendRequest:
+    """Body of POST /recommend, read no further than the limit: 413 beyond it, 422 if it is no request."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES // 1024} KiB")
+    try:
+        return RecommendRequest.model_validate_json(bytes(body))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise HTTPException(422, [{**p, "loc": ["body", *p["loc"]]} for p in problems]) from error
+
+
+def answer(body: dict[str, Any], status: int = 200) -> Response:
+    """JSON without validating our own answer again."""
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+
+
+async def timed(response: Any) -> tuple[Any, float]:
+    """A deployment's answer and the milliseconds until it came."""
+    began = time.perf_counter()
+    result = await response
+    return result, milliseconds(began)
+
+
+def milliseconds(began: float) -> float:
+    return round((time.perf_counter() - began) * 1000, 3)
+
+
+# Serve ships the routes to the replicas as they are at this line: what they call must be defined above it.
+@serve.ingress(api)
+class Ingress:
+    """Composes the other deployments; holds the catalogue and no model.
+
+    Parameters
+    ----------
+    location, version
+        The bundle.
+    encoder, cache, ranker
+        Handles of `BehaviourEncoder`, `EmbeddingCache`, `FusionRanker`.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        version: str,
+        encoder: DeploymentHandle,
+        cache: DeploymentHandle,
+        ranker: DeploymentHandle,
+    ) -> None:
+        bundle = Bundle(location, version)
+        self._manifest, self._catalogue = bundle.manifest, bundle.catalogue()
+        self._perspectives = [p.name for p in bundle.manifest.perspectives]
+        self._parts = {"encoder": encoder, "cache": cache, "ranker": ranker}
+        self._page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
+
+    @api.post(
+        "/recommend",
+        response_model=RecommendResponse,
+        openapi_extra={
+            "requestBody": {"content": {"application/json": {"schema": RecommendRequest.model_json_schema()}}}
+        },
+    )
+    async def recommend(self, asked: Annotated[RecommendRequest, Depends(read_request)]) -> Response:
+        began = time.perf_counter()
+        known, ignored = self._catalogue.split_known(asked.items)
+        timings: dict[str, float] = {}
+        llm_clicks = None
+        if known:
+            items = np.asarray(known, dtype=np.int32)
+            (vectors, timings["encode"]), (intents, timings["intents"]) = await asyncio.gather(
+                timed(self._parts["encoder"].encode.remote(items)),
+                timed(self._parts["cache"].lookup.remote(items)),
+            )
+            excluded = sorted(set(known)) if asked.exclude_seen else []
+            query = RankQuery(vectors, intents, excluded, asked.k)
+            ranking, timings["rank"] = await timed(self._parts["ranker"].rank.remote(query))
+            found = recommendations(ranking, self._perspectives, self._catalogue)
+            llm_clicks = None if intents is None else intents.clicks
+        else:
+            found = popular(self._catalogue, asked.k)
+        timings["total"] = milliseconds(began)
+        return answer(
+            {
+                "session_id": asked.session_id,
+                "model": self._manifest.model,
+                "version": self._manifest.version,
+                "recommendations": found,
+                "ignored_items": ignored,
+                "served_by": "model" if known else "popularity",
+                "llm_clicks": llm_clicks,
+                "timings_ms": timings,
+            }
+        )
+
+    @api.get("/items", response_model=SearchResponse)
+    def items(
+        self, q: Annotated[str, Query(max_length=200)] = ""
+    ) -> Response:  # a thread: it scans the catalogue
+        catalogue = self._catalogue
+        found = catalogue.search(q, SEARCH_LIMIT)
+        return answer(
+            {"items": [{"item_id": catalogue.item_ids[j], "title": catalogue.titles[j]} for j in found]}
+        )
+
+    @api.get("/healthz")
+    async def healthz(self) -> Response:
+        probes = [
+            asyncio.wait_for(part.check_health.remote(), HEALTH_TIMEOUT_S) for part in self._parts.values()
+        ]
+        results = await asyncio.gather(*probes, return_exceptions=True)
+        parts = {}
+        for name, result in zip(self._parts, results, strict=True):
+            parts[name] = "ok" if result is None else type(result).__name__
+            if result is not None:
+                logger.error("unhealthy %s: %r", name, result)
+        healthy = all(state == "ok" for state in parts.values())
+        body = {"status": "ok" if healthy else "unhealthy", "version": self._manifest.version, "parts": parts}
+        return answer(body, 200 if healthy else 503)
+
+    @api.get("/")
+    async def playground(self) -> Response:
+        return Response(
+            self._page,
+            media_type="text/html; charset=utf-8",
+            headers={"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"},
+        )
+
+    def check_health(self) -> None:
+        """Fails when the catalogue is not the bundle's; the other parts have checks of their own."""
+        if len(self._catalogue) != self._manifest.n_items:
+            raise RuntimeError("ingress: the catalogue is not complete")

@@ -1,0 +1,101 @@
+"""Requests and answers of the service, and its limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_BODY_BYTES = 256 * 1024
+MAX_SESSION_ITEMS = 1000
+MAX_ID_CHARS = 256
+MAX_K = 100
+
+
+def _check_id(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError("an id is a string or an integer")
+    if isinstance(value, str) and not 1 <= len(value) <= MAX_ID_CHARS:
+        raise ValueError(f"an id has 1 to {MAX_ID_CHARS} characters")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("an integer id has at most 64 bits; send a longer one as a string")
+    return value
+
+
+Id = Annotated[
+    str | int, BeforeValidator(_check_id)
+]  # 7 and "7" are the same item; an answer repeats what was sent
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RecommendRequest(_Message):
+    """Body of POST /recommend."""
+
+    session_id: Id
+    items: list[Id] = Field(
+        max_length=MAX_SESSION_ITEMS
+    )  # in click order; empty: a visitor who has just come
+    k: int = Field(default=20, ge=1, le=MAX_K, strict=True)
+    exclude_seen: bool = Field(default=True, strict=True)  # leave the session's own items out of the ranking
+
+
+class LocalisedItem(_Message):
+    """A catalogue item that shows what a perspective is about."""
+
+    item_id: str
+    title: str | None
+    weight: float  # the weights of a perspective's items add up to 1 (to 0 if it resembles none)
+
+
+class PerspectiveShare(_Message):
+    """What one perspective did for one recommended item."""
+
+    name: str
+    source: Literal["llm", "predicted"]  # from the LLM's answer for this session, or by the intent predictor
+    gate: float  # alpha_p of the fusion rule
+    contribution: float  # part_p . v_j: the contributions of all perspectives add up to the item's score
+    share: float  # |contribution| over the sum of all |contribution|
+    localised_items: list[LocalisedItem]
+
+
+class Explanation(_Message):
+    text: str  # one sentence for people
+    perspectives: list[PerspectiveShare]
+
+
+class Recommendation(_Message):
+    item_id: str
+    title: str | None
+    score: float  # the model's; training clicks when served_by is "popularity"
+    explanation: Explanation
+
+
+class RecommendResponse(_Message):
+    """Answer of POST /recommend."""
+
+    session_id: Id
+    model: str
+    version: str  # content hash of the bundle
+    recommendations: list[Recommendation]  # best first; fewer than k when the catalogue has no more
+    ignored_items: list[Id]  # ids of the request that the catalogue lacks
+    served_by: Literal["model", "popularity"]
+    llm_clicks: (
+        int | None
+    )  # the LLM's answer is about the first so many known items; None: no answer is known
+    timings_ms: dict[
+        str, float
+    ]  # encode, intents, rank: each hop with its network; total: all within the service
+
+
+class CatalogueItem(_Message):
+    item_id: str
+    title: str | None
+
+
+class SearchResponse(_Message):
+    """Answer of GET /items."""
+
+    items: list[CatalogueItem]

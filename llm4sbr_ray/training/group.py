@@ -1,0 +1,186 @@
+"""One training on a group of Ray Train workers: on any number of machines, restarting what is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Queue
+from torch import nn
+
+from llm4sbr_ray import cluster
+from llm4sbr_ray.artifacts import Run, Stage, Store
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.training.batches import Samples, join_samples
+from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
+from llm4sbr_ray.training.inputs import Source, require_samples, source
+from llm4sbr_ray.training.load import new_model
+from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
+from llm4sbr_ray.training.progress import epoch_line
+from llm4sbr_ray.training.relay import Relay
+
+RAY_TRAIN_FOLDER = "ray-train"  # beside the stage's outputs: gone when the stage is committed
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told."""
+
+    run: Run
+    model: str
+    seed: int
+    stage: str
+    train: Source
+    valid: Source
+    progress: Queue
+
+
+def train_on_workers(stage: Stage, model: str, seed: int) -> Checkpoint:
+    """Train with Ray Train; a try that was killed goes on from its last epoch.
+
+    Raises
+    ------
+    UserError
+        The cluster is too small, or there are too few samples.
+    NonFiniteLossError
+        As `train_model` does.
+    """
+    run, config = stage.run, stage.run.config.train
+    resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    timeout = run.config.perspectives.schedule_timeout_s
+    cluster.require([resources] * config.workers, f"{config.workers} training workers", timeout)
+
+    train, valid = source(run, model, "train"), source(run, model, "valid")
+    train_shards, valid_shards = (_shards(run, each, config.workers) for each in (train, valid))
+    require_samples(run.config, *(sum(s.count() for s in shards) for shards in (train_shards, valid_shards)))
+    _drop_torn_snapshot(stage.store.below(RAY_TRAIN_FOLDER, _name(model, seed)))
+    with Relay() as relay:
+        task = Task(run, model, seed, stage.name, train, valid, relay.queue)
+        result = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={"task": task},
+            datasets={
+                **{f"train-{rank}": shard for rank, shard in enumerate(train_shards)},
+                **{f"valid-{rank}": shard for rank, shard in enumerate(valid_shards)},
+            },
+            # Ray Train's own split follows which worker asks first and leaves rows out to make shards equal.
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.workers,
+                use_gpu=config.gpus_per_worker > 0,
+                resources_per_worker={key: value for key, value in resources.items() if value},
+            ),
+            run_config=ray.train.RunConfig(
+                name=_name(model, seed),
+                storage_path=stage.store.path(RAY_TRAIN_FOLDER),
+                storage_filesystem=stage.store.fs,
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),  # it holds the best weights too
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            ),
+        ).fit()
+    if result.return_value is not None:
+        raise NonFiniteLossError(result.return_value)
+    return _read(result.checkpoint)
+
+
+def _name(model: str, seed: int) -> str:
+    return f"{model}-seed-{seed}"
+
+
+def _shards(run: Run, source: Source, workers: int) -> list[ray.data.Dataset]:
+    """One data set a worker, the same in every try: consecutive rows in the order of the files.
+
+    They are read before the workers start, so that reading and training never wait for each other's CPUs.
+    """
+    files = run.files(source.folder, suffix=".parquet")
+    rows = ray.data.read_parquet(files, filesystem=run.fs, columns=source.columns())
+    rows.context.execution_options.preserve_order = True
+    rows = rows.materialize()
+    n = rows.count()
+    shards: list[ray.data.Dataset] = rows.split_at_indices([n * i // workers for i in range(1, workers)])
+    return shards
+
+
+def _drop_torn_snapshot(folder: Store) -> None:
+    """Ray Train writes its list of checkpoints in place: a kill just then would block all later tries."""
+    if not folder.exists(SNAPSHOT):
+        return
+    try:
+        folder.read_json(SNAPSHOT)
+    except json.JSONDecodeError:
+        print(f"{folder.uri(SNAPSHOT)}: cut off by a kill, training starts again", flush=True)
+        folder.delete("")
+
+
+def _work(config: dict[str, Any]) -> str | None:
+    """A worker's whole life; returns what is wrong with the data or settings, if anything."""
+    task: Task = config["task"]
+    context = ray.train.get_context()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    device = ray.train.torch.get_device()
+    train, valid = _drain("train", task.train).to(device), _drain("valid", task.valid).to(device)
+    torch.manual_seed(task.seed)
+    model = new_model(task.run, task.run.config, task.model).to(device)
+    assert isinstance(model, LLM4SBR | PlainRecommender)
+
+    def report(checkpoint: Checkpoint) -> None:
+        record = checkpoint.counters.history[-1]
+        if context.get_world_rank() > 0:
+            ray.train.report(record)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, CHECKPOINT_FILE).write_bytes(to_bytes(checkpoint))
+            ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        task.progress.put(epoch_line(task.stage, checkpoint.counters))
+
+    try:
+        train_model(
+            model,
+            train,
+            valid,
+            task.run.config.train,
+            task.seed,
+            resume=_last_checkpoint(),
+            wrap=_distributed,
+            on_epoch=report,
+        )
+    except NonFiniteLossError as error:  # all workers raise it together; another try would end the same way
+        return str(error)
+    return None
+
+
+def _drain(split: str, source: Source) -> Samples:
+    """This worker's shard as tensors."""
+    shard = ray.train.get_dataset_shard(f"{split}-{ray.train.get_context().get_world_rank()}")
+    return join_samples(
+        [source.samples(table) for table in shard.iter_batches(batch_size=None, batch_format="pyarrow")]
+    )
+
+
+def _last_checkpoint() -> Checkpoint | None:
+    last = ray.train.get_checkpoint()
+    return None if last is None else _read(last)
+
+
+def _read(checkpoint: ray.train.Checkpoint) -> Checkpoint:
+    with checkpoint.as_directory() as folder:
+        return from_bytes(Path(folder, CHECKPOINT_FILE).read_bytes())
+
+
+def _distributed(module: nn.Module) -> nn.Module:
+    # Buffers are constants, the text table among them: sending them in every step would cost more than it.
+    wrapped: nn.Module = ray.train.torch.prepare_model(
+        module, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    )
+    return wrapped

@@ -1,0 +1,184 @@
+"""The training loop: plain torch, the same code alone and on each worker of a group.
+
+    best = train_model(model, train, valid, config.train, seed=0).best
+
+An epoch's random numbers (order, dropout) follow from seed, epoch and rank, so a training that goes on from a
+checkpoint ends with the same weights as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from llm4sbr_ray.config import TrainConfig
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.base import SessionBatch
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.training.batches import Samples
+from llm4sbr_ray.training.checkpoint import (
+    Checkpoint,
+    Counters,
+    Record,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from llm4sbr_ray.training.validation import validate
+from llm4sbr_ray.training.workers import gather_text, max_over_workers, rank, sum_over_workers, world_size
+
+SHOWN_KEYS = 3
+
+
+class NonFiniteLossError(UserError):
+    """The loss or its gradient is NaN or infinite. Raised by all workers in the same step."""
+
+
+class TrainingStep(nn.Module):
+    """A module whose forward is the loss: what DistributedDataParallel wraps."""
+
+    def __init__(self, model: LLM4SBR | PlainRecommender) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
+        return self.model.loss(batch, target_B)
+
+
+def train_model(
+    model: LLM4SBR | PlainRecommender,
+    train: Samples,
+    valid: Samples,
+    config: TrainConfig,
+    seed: int,
+    *,
+    resume: Checkpoint | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    on_epoch: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> Checkpoint:
+    """Adam on the model's loss, until `config.epochs` or `config.patience` epochs without a better score.
+
+    The score is the validation metric `config.select_by`; of LLM4SBR the mean of the metric with LLM intents
+    and LLM-free. Weight decay is the L2 penalty of Adam, as in SR-GNN.
+
+    Parameters
+    ----------
+    model
+        On the device of the samples. Trained in place.
+    train, valid
+        This worker's share. A worker needs one train sample at least; `valid` may be empty on some.
+    config
+        `batch_size` is over all workers.
+    seed
+        Of the order and of dropout. The initial weights are the caller's.
+    resume
+        Go on from here.
+    wrap
+        Makes the loss module distributed.
+    on_epoch
+        Called on every worker after each epoch, with tensors that the next epoch overwrites.
+
+    Returns
+    -------
+    Checkpoint
+        `best` holds the weights to keep, `counters.history` a record an epoch.
+
+    Raises
+    ------
+    NonFiniteLossError
+        Names the epoch and the first sample keys of the batch.
+    """
+    step_module = wrap(TrainingStep(model))
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    counters, best = Counters(), _weights(model)
+    if resume is not None:
+        counters, best = resume.counters, resume.best
+        model.load_state_dict(resume.last)
+        restore_optimizer(optimizer, model, resume.optimizer)
+    while counters.epoch < config.epochs and counters.stale() < config.patience:
+        epoch = counters.epoch + 1
+        record: Record = {"epoch": epoch, **_train_epoch(step_module, optimizer, train, config, seed, epoch)}
+        began = time.perf_counter()
+        record |= validate(model, valid, config.batch_size)
+        ways = [f"valid_{way}{config.select_by}" for way in ("", "llm_free_")]
+        scores = [record[name] for name in ways if name in record]
+        record["valid_score"] = sum(scores) / len(scores)
+        record["valid_seconds"] = round(time.perf_counter() - began, 3)
+        counters.epoch = epoch
+        counters.history.append(record)
+        if record["valid_score"] > counters.best_score:
+            counters.best_epoch, counters.best_score = epoch, record["valid_score"]
+            best = _weights(model)
+        on_epoch(Checkpoint(counters, model.state_dict(), best, optimizer_tensors(optimizer, model)))
+    return Checkpoint(counters, model.state_dict(), best, optimizer_tensors(optimizer, model))
+
+
+def _train_epoch(
+    step_module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    samples: Samples,
+    config: TrainConfig,
+    seed: int,
+    epoch: int,
+) -> Record:
+    """One pass over all workers' samples: mean loss parts, "samples", "seconds", "samples_per_second"."""
+    began = time.perf_counter()
+    device = samples.target_N.device
+    torch.manual_seed(_mix(seed, epoch, rank()))
+    order_N = _epoch_order(samples, device)
+    batches = order_N.split(max(1, config.batch_size // world_size()))
+    step_module.train()
+    sums: dict[str, Tensor] = {}
+    for rows_B in batches:
+        batch, target_B = samples.batch(rows_B)
+        losses = step_module(batch, target_B)
+        optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        norm = nn.utils.clip_grad_norm_(step_module.parameters(), config.clip_norm)
+        if not torch.isfinite(
+            norm
+        ):  # gradients are averaged over workers: all of them see it in the same step
+            raise _non_finite(samples, rows_B, losses["total"], epoch)
+        optimizer.step()
+        for name, value in losses.items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    means = sum_over_workers(torch.stack(list(sums.values()))) / (len(batches) * world_size())
+    seconds = time.perf_counter() - began
+    done = int(sum_over_workers(torch.tensor(float(len(samples)), dtype=torch.float64, device=device)))
+    return {
+        **{"loss" if name == "total" else name: float(mean) for name, mean in zip(sums, means, strict=True)},
+        "samples": done,
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(done / seconds, 1),
+    }
+
+
+def _epoch_order(samples: Samples, device: torch.device) -> Tensor:
+    """A new order of this worker's samples, its first ones repeated until all workers have equally many."""
+    n_most = max_over_workers(len(samples), device)
+    return torch.randperm(len(samples)).repeat(-(-n_most // len(samples)))[:n_most].to(device)
+
+
+def _mix(seed: int, epoch: int, worker: int) -> int:
+    """One seed for torch from three small numbers, no two alike."""
+    return (seed * 1_000_003 + epoch) * 10_007 + worker
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _non_finite(samples: Samples, rows_B: Tensor, loss: Tensor, epoch: int) -> NonFiniteLossError:
+    keys = ", ".join(samples.keys(rows_B[:SHOWN_KEYS].tolist()))
+    own = f"loss {loss.item():g} on the batch that begins with samples {keys}"
+    everyone = gather_text("" if torch.isfinite(loss) else own, loss.device)
+    culprits = [text for text in everyone if text] or gather_text(own, loss.device)
+    return NonFiniteLossError(
+        f"epoch {epoch}: the loss or its gradient is not finite ({culprits[0]}); "
+        "try a lower train.learning_rate or train.clip_norm"
+    )

@@ -1,0 +1,129 @@
+"""Stage "train": every model of `train.models` with every seed of `train.seeds`.
+
+    python jobs/train.py --config configs/demo.yaml
+
+Each pair is a stage of its own, so a run that is killed or gets one more model does the rest only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from llm4sbr_ray.artifacts import Facts, Run, Stage
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.build import is_count_model, is_llm4sbr, known_models
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
+from llm4sbr_ray.training.counts import fit_count_model
+from llm4sbr_ray.training.inputs import read_samples, require_samples, source
+from llm4sbr_ray.training.load import count_items, model_folder, new_model, save_model
+from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
+from llm4sbr_ray.training.progress import epoch_line
+
+# Settings that do not change what is learnt, and those that only LLM4SBR has.
+OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_failures"}
+LLM4SBR_ONLY = {"fusion", "alignment", "uniformity", "predictor"}
+
+
+def train(run: Run) -> None:
+    """Train what is not trained yet.
+
+    Count models have no random numbers: they are fitted once, under the first seed.
+
+    Raises
+    ------
+    UserError
+        Unknown model, missing stages before this one, too few samples or workers, a loss that is not finite.
+    """
+    config = run.config.train
+    for model in config.models:
+        if model not in known_models():
+            raise UserError(f"train.models: no model {model!r}; known are {', '.join(known_models())}")
+    for model in config.models:
+        for seed in config.seeds[:1] if is_count_model(model) else config.seeds:
+            folder = model_folder(model, seed)
+            run.stage(
+                folder,
+                outputs=[folder],
+                settings=_settings(run, model, seed),
+                after=["ingest", "intents"] if is_llm4sbr(model) else ["ingest"],
+                body=partial(_body, model=model, seed=seed),
+            )
+
+
+def _settings(run: Run, model: str, seed: int) -> Any:
+    """All that determines the result."""
+    config = run.config
+    if is_count_model(model):
+        return {"model": model, "neighbours": config.neighbours}
+    return {
+        "model": model,
+        "seed": seed,
+        "sizes": config.model.model_dump(exclude=set() if is_llm4sbr(model) else LLM4SBR_ONLY),
+        "train": config.train.model_dump(exclude=OPERATIONAL),
+        "anchors": [view.anchor for view in config.perspectives.views] if is_llm4sbr(model) else [],
+    }
+
+
+def _body(stage: Stage, model: str, seed: int) -> Facts:
+    if is_count_model(model):
+        return fit_count_model(stage, model, seed)
+    if stage.run.config.train.workers:
+        from llm4sbr_ray.training.group import train_on_workers as train_model_somewhere  # imports Ray
+    else:
+        train_model_somewhere = train_here
+    try:
+        done = train_model_somewhere(stage, model, seed)
+    except NonFiniteLossError as error:
+        raise UserError(f"{stage.name}: {error}") from error
+    counters, run = done.counters, stage.run
+    save_model(
+        stage.store,
+        run.config,
+        model,
+        seed,
+        count_items(run),
+        done.best,
+        counters.history,
+        counters.best_epoch,
+    )
+    seconds = sum(record["seconds"] for record in counters.history)
+    samples = sum(record["samples"] for record in counters.history)
+    return {
+        "rows": counters.history[-1]["samples"],
+        "epochs": counters.epoch,
+        "best_epoch": counters.best_epoch,
+        "valid_score": counters.best_score,
+        "samples_per_second": round(samples / seconds, 1),
+    }
+
+
+def train_here(stage: Stage, model: str, seed: int) -> Checkpoint:
+    """Train in this process (`train.workers` 0), without Ray; a killed try goes on from its last epoch."""
+    run, store = stage.run, stage.store
+    device = torch.device("cuda" if run.config.train.gpus_per_worker else "cpu")
+    train_samples, valid_samples = (
+        read_samples(run, source(run, model, split)) for split in ("train", "valid")
+    )
+    require_samples(run.config, len(train_samples), len(valid_samples))
+    torch.manual_seed(seed)
+    built = new_model(run, run.config, model).to(device)
+    assert isinstance(built, LLM4SBR | PlainRecommender)
+
+    def keep(checkpoint: Checkpoint) -> None:
+        store.write_bytes(to_bytes(checkpoint), CHECKPOINT_FILE)
+        print(epoch_line(stage.name, checkpoint.counters), flush=True)
+
+    return train_model(
+        built,
+        train_samples.to(device),
+        valid_samples.to(device),
+        run.config.train,
+        seed,
+        resume=from_bytes(store.read_bytes(CHECKPOINT_FILE)) if store.exists(CHECKPOINT_FILE) else None,
+        on_epoch=keep,
+    )

@@ -1,0 +1,151 @@
+"""Ray Train for real: reproducible shards, a worker killed, a driver killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from planted_run import planted_config, planted_run
+from safetensors.torch import load
+
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.training.inputs import read_samples, source
+from llm4sbr_ray.training.load import load_model
+from llm4sbr_ray.training.trainer import train
+from llm4sbr_ray.training.validation import validate
+
+pytestmark = pytest.mark.integration
+
+MODEL = "srgnn+llm4sbr"
+FOLDER = f"train/{MODEL}/seed-0"
+SESSIONS = 400
+KILL_AFTER = "epoch 2"
+
+
+def config_in(storage: Path, **train_settings: object):  # type: ignore[no-untyped-def]
+    settings = {"models": (MODEL,), "workers": 2, "epochs": 5, "patience": 5, **train_settings}
+    return planted_config(str(storage), **settings)
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What every other try must end with."""
+    run = planted_run(config_in(tmp_path_factory.mktemp("unbroken")), SESSIONS)
+    train(run)
+    return run
+
+
+def assert_same_model(run: Run, unbroken: Run) -> None:
+    ours, theirs = (load(r.read_bytes(FOLDER, "model.safetensors")) for r in (run, unbroken))
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    ours, theirs = (r.read_json(FOLDER, "history.json") for r in (run, unbroken))
+    assert [(r["epoch"], r["loss"], r["valid_score"]) for r in ours] == [
+        (r["epoch"], r["loss"], r["valid_score"]) for r in theirs
+    ]
+
+
+def test_two_workers_learn_from_all_samples(unbroken: Run) -> None:
+    history = unbroken.read_json(FOLDER, "history.json")
+    everything = read_samples(unbroken, source(unbroken, MODEL, "train"))
+    assert history[-1]["samples"] == len(everything)
+    assert history[-1]["valid_mrr@20"] > 2 * history[0]["valid_mrr@20"]
+    best = max(history, key=lambda record: record["valid_score"])
+    valid = read_samples(unbroken, source(unbroken, MODEL, "valid"))
+    for metric, value in validate(load_model(unbroken, MODEL, 0), valid, 64).items():
+        assert value == pytest.approx(best[metric], rel=1e-3), metric  # shards: other batches, other rounding
+    assert sorted(Path(unbroken.path(FOLDER)).iterdir()) == [
+        Path(unbroken.path(FOLDER, name)) for name in ("history.json", "model.json", "model.safetensors")
+    ]
+    assert not Path(unbroken.path(".partial")).exists() or not list(Path(unbroken.path(".partial")).iterdir())
+
+
+def test_a_killed_worker_is_replaced(unbroken: Run, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path), SESSIONS)
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill_one() -> None:
+        while not stop.wait(0.1):
+            checkpoints = list(Path(run.path(".partial")).rglob("checkpoint_manager_snapshot.json"))
+            # Only workers of this process's own Ray: others may run on the machine.
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in _title(p)]
+            if checkpoints and workers:
+                workers[-1].kill()
+                killed.append(workers[-1].pid)
+                return
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    train(run)
+    stop.set()
+    killer.join()
+    assert killed
+    assert_same_model(run, unbroken)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""  # it ended meanwhile
+
+
+def test_a_loss_that_is_not_finite_ends_without_another_try(ray_cluster: None, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path, models=("srgnn",), learning_rate=1e30, max_failures=9))
+    with pytest.raises(
+        UserError, match=r"train/srgnn/seed-0: epoch \d+: .* begins with samples train\d+:\d+"
+    ):
+        train(run)
+
+
+def test_more_workers_than_the_cluster_has(ray_cluster: None, tmp_path: Path) -> None:
+    config = config_in(tmp_path, workers=500)
+    hasty = config.perspectives.model_copy(update={"schedule_timeout_s": 1.0})
+    run = planted_run(config)
+    with pytest.raises(UserError, match="cannot schedule 500 training workers"):
+        train(Run(run.config.model_copy(update={"perspectives": hasty})))
+
+
+def test_a_killed_driver_goes_on_from_the_last_epoch(unbroken: Run, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path), SESSIONS)
+    root, tests = Path(__file__).parents[2], Path(__file__).parents[1]
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "from llm4sbr_ray.artifacts import Run\n"
+        "from llm4sbr_ray.cluster import connect\n"
+        "from llm4sbr_ray.config import ClusterConfig, RunConfig\n"
+        "from llm4sbr_ray.training.trainer import train\n"
+        f"config = RunConfig.model_validate_json({run.config.model_dump_json()!r})\n"
+        "connect(ClusterConfig(local_cpus=8, object_store_mb=256))\n"
+        "train(Run(config))\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(tests)])}
+    driver = subprocess.Popen(
+        [sys.executable, script], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert driver.stdout is not None
+    lines = []
+    for line in driver.stdout:
+        lines.append(line)
+        if KILL_AFTER in line:
+            break
+    assert KILL_AFTER in lines[-1], lines
+    descendants = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    psutil.wait_procs(descendants, timeout=30)  # its Ray ends by itself
+    assert not run.exists(FOLDER)
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "epoch 1:" not in done.stdout
+    assert "epoch 5:" in done.stdout
+    assert_same_model(run, unbroken)

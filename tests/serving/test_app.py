@@ -1,0 +1,105 @@
+"""Deployments without Serve: what they load, refuse and notice."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+from serving_run import items_table, planted_run, samples_table
+
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.serving.app import BehaviourEncoder, EmbeddingCache, FusionRanker, ServeArgs, build_app
+from llm4sbr_ray.serving.bundle import Bundle, export
+
+SERVE_CONFIGS = Path(__file__).parents[2] / "serve_configs"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = planted_run(tmp_path_factory.mktemp("runs"))
+    export(run)
+    return run
+
+
+def place(run: Run) -> tuple[str, str]:
+    return run.uri("bundle"), Bundle(run.uri("bundle")).manifest.version
+
+
+def first_known(seed: int, rows: int) -> list[int]:
+    known = next(row for row in samples_table(seed, rows).to_pylist() if any(row["grounded"]))
+    return list(known["items"])
+
+
+def test_a_damaged_bundle_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    run = planted_run(tmp_path)
+    export(run)
+    weights = Path(run.path("bundle", "model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors: [\d,]+ bytes where"):
+        build_app(ServeArgs(bundle=run.uri("bundle")))
+
+
+def test_health_checks_notice_broken_parts(run: Run) -> None:
+    threads = torch.get_num_threads()
+    encoder, ranker = BehaviourEncoder(*place(run)), FusionRanker(*place(run))
+    torch.set_num_threads(threads)
+    cache = EmbeddingCache(*place(run), 100, 3)
+    for part in (encoder, ranker, cache):
+        part.check_health()
+    with torch.no_grad():
+        for core in (encoder._encoder, ranker._ranker):
+            core._model.backbone.item_embedding.weight.fill_(float("nan"))
+    cache._cache.capacity = 1
+    for part in (encoder, ranker, cache):
+        with pytest.raises(RuntimeError, match=r"encoder|ranker|cache"):
+            part.check_health()
+
+
+def test_a_later_export_refreshes_the_cache(run: Run, tmp_path: Path) -> None:
+    later = planted_run(tmp_path)
+    newcomer = samples_table(99, 5)
+    later.write_table(newcomer, "intents/samples/test/part-2.parquet")
+    export(later)
+    session = np.array(first_known(99, 5), np.int32)
+    cache = EmbeddingCache(*place(run), 1000, 0)
+    assert asyncio.run(cache.lookup(session)) is None
+    cache.reconfigure({"newer_bundle": later.uri("bundle")})
+    assert asyncio.run(cache.lookup(session)) is not None
+
+
+def test_intents_of_another_catalogue_are_refused(run: Run, tmp_path: Path) -> None:
+    other = planted_run(tmp_path)
+    renamed = items_table().set_column(1, "item_id", [[f"other-{j}" for j in range(60)]])
+    other.write_table(renamed, "data/items.parquet")
+    export(other)
+    with pytest.raises(ValueError, match="another catalogue"):
+        EmbeddingCache(*place(run), 1000, 0).reconfigure({"newer_bundle": other.uri("bundle")})
+
+
+def test_arguments() -> None:
+    assert ServeArgs().bundle == "runs/demo/bundle"
+    for wrong in ({"bundel": "x"}, {"cache_capacity": 0}, {"stale_clicks": -1}):
+        with pytest.raises(ValidationError):
+            ServeArgs.model_validate(wrong)
+
+
+@pytest.mark.parametrize("name", ["local.yaml", "production.yaml"])
+def test_serve_configs_fit_the_application(name: str, run: Run) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load((SERVE_CONFIGS / name).read_text()))
+    (application,) = config.applications
+    ServeArgs.model_validate(application.args)
+    assert application.import_path == "llm4sbr_ray.serving.app:build_app"
+    assert {d.name for d in application.deployments} == {
+        "Ingress",
+        "BehaviourEncoder",
+        "EmbeddingCache",
+        "FusionRanker",
+    }

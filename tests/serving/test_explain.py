@@ -1,0 +1,151 @@
+"""Explanations are the model's own arithmetic, in numbers and in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from serving_run import P, R, V, intents_of, items_table, planted_model, run_config, samples_table
+
+from llm4sbr_ray.config import RunConfig
+from llm4sbr_ray.models.base import SessionBatch, pad_sessions
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.serving.cache import CachedIntents
+from llm4sbr_ray.serving.catalogue import Catalogue
+from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.explain import popular, recommendations, sentence, shares
+from llm4sbr_ray.serving.ranker import Ranker, RankQuery
+from llm4sbr_ray.serving.types import Recommendation
+
+NAMES = ["long-term", "short-term"]
+
+
+@pytest.fixture(params=["average", "gate", "residual"])
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return run_config(
+        tmp_path_factory.mktemp("r"), model={"width": 16, "max_length": 8, "fusion": request.param}
+    )
+
+
+@pytest.fixture
+def model(config: RunConfig) -> LLM4SBR:
+    return planted_model(config)
+
+
+def queries(model: LLM4SBR, known: bool, k: int = 10) -> tuple[list[RankQuery], SessionBatch]:
+    """The same 20 sessions for the service and for the model."""
+    rows = samples_table(3, 20).to_pylist()
+    vectors = SessionEncoder(model, V).encode([row["items"] for row in rows])
+    intents = intents_of(rows)
+    batch = pad_sessions([row["items"] for row in rows], V, model.config.max_length)
+    asked = []
+    for n, vector in enumerate(vectors):
+        cached = CachedIntents(
+            intents.item_BPR[n].numpy().astype(np.int32),
+            intents.weight_BPR[n].numpy(),
+            intents.grounded_BP[n].numpy(),
+        )
+        asked.append(RankQuery(vector, cached if known else None, [], k))
+    return asked, SessionBatch(batch.items_BL, batch.length_B, intents if known else None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_scores_are_the_models_and_contributions_add_up(model: LLM4SBR, known: bool) -> None:
+    asked, batch = queries(model, known)
+    with torch.inference_mode():
+        scores_BV = model.score(batch).numpy()
+    for ranking, scores_V in zip(Ranker(model, V, R).rank(asked), scores_BV, strict=True):
+        assert ranking.item_k.tolist() == np.argsort(-scores_V, kind="stable")[:10].tolist()
+        np.testing.assert_allclose(ranking.score_k, scores_V[ranking.item_k], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ranking.contribution_kP.sum(1), ranking.score_k, rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_does_not_depend_on_the_batch(model: LLM4SBR) -> None:
+    asked, _ = queries(model, known=True)
+    ranker = Ranker(model, V, R)
+    for alone, together in zip([ranker.rank([query])[0] for query in asked], ranker.rank(asked), strict=True):
+        assert alone.item_k.tolist() == together.item_k.tolist()
+        np.testing.assert_allclose(alone.score_k, together.score_k, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_shown_for_a_perspective(model: LLM4SBR) -> None:
+    asked, batch = queries(model, known=True)
+    assert batch.intents is not None
+    with torch.inference_mode():
+        vectors = model.encode(batch.items_BL, batch.length_B)
+        near_BPR, _ = model.nearest_items(model.predict(vectors), R)
+    for row, ranking in enumerate(Ranker(model, V, R).rank(asked)):
+        for p in range(P):
+            grounded = bool(batch.intents.grounded_BP[row, p])
+            assert bool(ranking.predicted_P[p]) is not grounded
+            expected = batch.intents.item_BPR if grounded else near_BPR
+            assert ranking.shown_PR[p].tolist() == expected[row, p].tolist()
+        np.testing.assert_allclose(ranking.shown_weight_PR.sum(1), 1, rtol=1e-5)
+
+
+def test_excluded_items_never_show_up(model: LLM4SBR) -> None:
+    asked, _ = queries(model, known=False, k=V)
+    out = list(range(0, V, 2))
+    narrowed = [RankQuery(q.vectors_3D, None, out, k) for q, k in zip(asked, [5, V] * 10, strict=True)]
+    for full, rest, k in zip(
+        Ranker(model, V, R).rank(asked), Ranker(model, V, R).rank(narrowed), [5, V] * 10, strict=True
+    ):
+        expected = [item for item in full.item_k.tolist() if item not in out]
+        assert rest.item_k.tolist() == expected[:k]
+    everything = RankQuery(asked[0].vectors_3D, None, list(range(V)), 5)
+    assert Ranker(model, V, R).rank([everything])[0].item_k.tolist() == []
+
+
+def test_recommendations_have_the_promised_form(model: LLM4SBR) -> None:
+    asked, _ = queries(model, known=True)
+    catalogue = Catalogue(items_table())
+    for ranking in Ranker(model, V, R).rank(asked):
+        for n, found in enumerate(recommendations(ranking, NAMES, catalogue)):
+            answer = Recommendation.model_validate(found)
+            parts = answer.explanation.perspectives
+            assert [part.name for part in parts] == NAMES
+            assert answer.score == pytest.approx(sum(part.contribution for part in parts), rel=1e-4, abs=1e-4)
+            assert sum(part.share for part in parts) == pytest.approx(1)
+            leader = max(parts, key=lambda part: part.contribution)
+            assert f"({leader.share:.0%})" in answer.explanation.text
+            assert answer.item_id == f"id-{ranking.item_k[n]}"
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5))
+def test_shares(contributions: list[float]) -> None:
+    share_P = shares(np.array(contributions, dtype=np.float32))
+    assert share_P.sum() == pytest.approx(1)
+    total = sum(abs(c) for c in contributions)
+    for share, contribution in zip(share_P, contributions, strict=True):
+        assert share == pytest.approx(abs(contribution) / total if total else 1 / len(contributions))
+
+
+def test_sentences() -> None:
+    assert sentence("long-term", 0.62, ["Rose", "Rose", "Lily", "Iris"]) == (
+        "Mostly because of long-term taste (62%): like Rose, Lily."
+    )
+    assert sentence("short-term", 0.4, []) == "Partly because of current need (40%)."
+    assert sentence("short-term", 1, ["x" * 61]) == f"Mostly because of current need (100%): like {'x' * 59}…."
+    assert sentence("gift", 0.5, ["Rose"]) == "Mostly because of the perspective “gift” (50%): like Rose."
+
+
+def test_popular_items_say_why() -> None:
+    found = [Recommendation.model_validate(value) for value in popular(Catalogue(items_table()), 3)]
+    assert [(r.item_id, r.score) for r in found] == [("id-7", 50.0), ("id-0", 5.0), ("id-1", 5.0)]
+    assert all(r.explanation.text.startswith("Popular") and not r.explanation.perspectives for r in found)
+
+
+def test_broken_weights_fail_the_checks(model: LLM4SBR) -> None:
+    encoder, ranker = SessionEncoder(model, V), Ranker(model, V, R)
+    encoder.check()
+    ranker.check()
+    with torch.no_grad():
+        model.backbone.item_embedding.weight[0] = float("nan")
+    with pytest.raises(RuntimeError, match="behaviour encoder"):
+        encoder.check()
+    with torch.no_grad():
+        model.backbone.item_embedding.weight[:-1] = float("nan")
+    with pytest.raises(RuntimeError, match="fusion ranker"):
+        ranker.check()
