@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "llm4sbr_ray needs Python 3.11 or 3.12 on the PATH (or: make PYTHON=/path/to/python)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(TORCH_BACKEND) -c constraints.txt -e '.[$(EXTRA),dev]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode $(TORCH_BACKEND) -c constraints.txt -e '.[$(EXTRA),dev]'
 	@touch $@
 
 demo: install

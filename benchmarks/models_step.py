@@ -66,9 +66,7 @@ def floor_step(width: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
@@ -87,9 +85,7 @@ def main() -> None:
             step()
             if turn >= 2:  # the first ones warm up
                 seconds[name].append(time.perf_counter() - began)
-    fastest = {
-        name: min(values) for name, values in seconds.items()
-    }  # others on the machine only slow a step
+    fastest = {name: min(values) for name, values in seconds.items()}  # others on the machine only slow a step
     print(f"{'step':16}{'ms':>8}{'samples/s':>12}")
     for name, value in fastest.items():
         print(f"{name:16}{value * 1e3:8.1f}{B / value:12,.0f}")

@@ -25,7 +25,12 @@ def connect(cluster: ClusterConfig) -> None:
     ray_data = ray.data.DataContext.get_current()
     ray_data.enable_progress_bars = sys.stderr.isatty()
     ray_data.print_on_execution_start = False
+    # The newer Parquet reader packs small files into one block, so that nothing downstream could run in parallel or
+    # be committed before the whole is done, and starts up to 32 actors to read footers.
+    ray_data.use_datasource_v2 = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Ray's own C++ log prints an error for each Ray Data actor with constructor arguments (ray-project/ray#53727).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options = {"log_to_driver": cluster.worker_logs, "logging_level": logging.WARNING}
     if address:
         ray.init(address=address, **options)

@@ -308,7 +308,7 @@ def load_config(argv: Sequence[str] | None = None) -> RunConfig:
         cli: CliSettingsSource[Any] = CliSettingsSource(
             RunConfig, cli_parse_args=list(overrides), cli_exit_on_error=False, cli_kebab_case=False
         )
-        return RunConfig(_cli_settings_source=cli, **values)
+        return RunConfig(_cli_settings_source=cli, **values)  # type: ignore[call-arg]  # an argument of BaseSettings
     except ValidationError as error:
         raise UserError(_one_line_each(error, known.config)) from error
     except SettingsError as error:

@@ -52,15 +52,11 @@ def planted_run(config: RunConfig, sessions: int = 150) -> Run:
         return {"rows": sessions}
 
     def intents(stage):  # type: ignore[no-untyped-def]
-        stage.store.write_table(
-            pa.table({"item_idx": index, "embedding": embedding}), "text", "items.parquet"
-        )
+        stage.store.write_table(pa.table({"item_idx": index, "embedding": embedding}), "text", "items.parquet")
         for split in ("train", "valid", "test"):
             for path in run.files("data", split, suffix=".parquet"):
                 rows = run.read_table(path.removeprefix(run.root + "/"))
-                stage.store.write_table(
-                    _with_intents(rng, rows), "intents", "samples", split, path.rsplit("/")[-1]
-                )
+                stage.store.write_table(_with_intents(rng, rows), "intents", "samples", split, path.rsplit("/")[-1])
         return {"rows": sessions}
 
     run.stage("ingest", outputs=["data"], settings=sessions, body=ingest)

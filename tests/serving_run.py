@@ -51,9 +51,7 @@ def items_table() -> pa.Table:
 
 def text_table() -> torch.Tensor:
     """Unit rows; item 3 has no text."""
-    text_VE = torch.nn.functional.normalize(
-        torch.randn(V, E, generator=torch.Generator().manual_seed(1)), dim=1
-    )
+    text_VE = torch.nn.functional.normalize(torch.randn(V, E, generator=torch.Generator().manual_seed(1)), dim=1)
     text_VE[3] = 0
     return text_VE
 

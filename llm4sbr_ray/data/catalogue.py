@@ -35,9 +35,7 @@ def row_schema(extra: Sequence[str]) -> pa.Schema:
     return pa.schema(columns | dict.fromkeys(extra, pa.string()))
 
 
-def parse_rows(
-    rows: Iterable[RawRow], source: str, order: int, columns: Columns, extra: Sequence[str]
-) -> pa.Table:
+def parse_rows(rows: Iterable[RawRow], source: str, order: int, columns: Columns, extra: Sequence[str]) -> pa.Table:
     """Check the rows of the item table; `order` is added to a row's number to place it among all files."""
     parsed = []
     for raw in rows:
@@ -56,9 +54,7 @@ def parse_rows(
                 texts = {name: values.get(name) for name in extra}
                 # A list or an object in a further column is no reason to refuse the row.
                 entry |= {
-                    name: parse_text(text, name)
-                    for name, text in texts.items()
-                    if isinstance(text, (str, bytes))
+                    name: parse_text(text, name) for name, text in texts.items() if isinstance(text, (str, bytes))
                 }
             except RowError as error:
                 entry |= {"reason": str(error), "content": raw.content()}
@@ -101,9 +97,7 @@ def build(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
             kept[number] = True
     rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))
     rows = rows.set_column(rows.schema.get_field_index("content"), "content", pa.array(contents, pa.string()))
-    items = rows.filter(pa.array(kept)).drop_columns(
-        ["source", "row", "order", "session_id", "reason", "content"]
-    )
+    items = rows.filter(pa.array(kept)).drop_columns(["source", "row", "order", "session_id", "reason", "content"])
     pairs = zip(items["title"].to_pylist(), items["attributes"].to_pylist(), strict=True)
     texts = [item_text(title, attributes or []) for title, attributes in pairs]
     items = items.add_column(0, "item_idx", pa.array(range(len(items)), pa.int32()))
@@ -142,6 +136,4 @@ def item_text(title: str | None, attributes: Sequence[str]) -> str:
 
 def clean(text: str) -> str:
     """HTML entities decoded; runs of white space and control characters made one blank."""
-    return " ".join(
-        "".join(" " if unicodedata.category(c) == "Cc" else c for c in html.unescape(text)).split()
-    )
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in html.unescape(text)).split())

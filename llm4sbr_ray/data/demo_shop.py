@@ -175,19 +175,14 @@ def _clicks(shop: DemoShop, rng: np.random.Generator, items: pa.Table) -> list[l
     next_type = np.array([types.index(GOES_WITH[name]) for name in types])
     popularity = (1.0 + rng.permutation(shop.items)) ** -ZIPF_EXPONENT
     pull = {
-        name: popularity
-        * np.where(brand_of == name, BRAND_PULL, np.where(style_of == BRANDS[name], STYLE_PULL, 1.0))
+        name: popularity * np.where(brand_of == name, BRAND_PULL, np.where(style_of == BRANDS[name], STYLE_PULL, 1.0))
         for name in names
     }
     sessions: list[list[int]] = []
     for number in range(shop.sessions):
         free = np.ones(shop.items, bool) if number >= _test_from(shop) else ~cold
-        length = int(
-            np.clip(MIN_ITEMS + rng.negative_binomial(3, 3 / (MEAN_ITEMS + 1)), MIN_ITEMS, MAX_ITEMS)
-        )
-        drifts = set(
-            rng.choice(np.arange(1, length), min(length - 1, int(rng.integers(1, 3))), replace=False).tolist()
-        )
+        length = int(np.clip(MIN_ITEMS + rng.negative_binomial(3, 3 / (MEAN_ITEMS + 1)), MIN_ITEMS, MAX_ITEMS))
+        drifts = set(rng.choice(np.arange(1, length), min(length - 1, int(rng.integers(1, 3))), replace=False).tolist())
         taste = pull[names[rng.integers(len(names))]]
         wanted = int(rng.integers(len(types)))
         session: list[int] = []
@@ -209,9 +204,7 @@ def _clicks(shop: DemoShop, rng: np.random.Generator, items: pa.Table) -> list[l
     return sessions
 
 
-def _pick(
-    rng: np.random.Generator, allowed: npt.NDArray[np.bool_], weight: npt.NDArray[np.float64]
-) -> int | None:
+def _pick(rng: np.random.Generator, allowed: npt.NDArray[np.bool_], weight: npt.NDArray[np.float64]) -> int | None:
     candidates = np.flatnonzero(allowed)
     if not len(candidates):
         return None

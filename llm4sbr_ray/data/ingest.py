@@ -72,9 +72,7 @@ def ingest(run: Run) -> bool:
     if config.source == "demo":
         config = config.model_copy(update={"columns": demo_shop.COLUMNS, "layout": "session"})
     _check_split(config)
-    named = (
-        {"data.sessions": config.sessions, "data.items": config.items} if config.source == "tables" else {}
-    )
+    named = {"data.sessions": config.sessions, "data.items": config.items} if config.source == "tables" else {}
     tables = {name: locate(path, config.format, name) for name, path in named.items() if path is not None}
 
     def body(stage: Stage) -> Facts:
@@ -85,7 +83,7 @@ def ingest(run: Run) -> bool:
             return _ingest(stage.store, config, read, run.config.seed)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):  # of a file that only a task has opened
-                raise UserError(str(error.cause)) from error
+                raise UserError(str(error.cause).splitlines()[0]) from error  # Ray adds lines on its retries
             raise
 
     fingerprints = {name: table.fingerprint() for name, table in tables.items()}
@@ -95,9 +93,7 @@ def ingest(run: Run) -> bool:
 
 def _check_split(config: DataConfig) -> None:
     if config.split.by == "column" and config.columns.split is None:
-        raise UserError(
-            "data.split.by: column needs data.columns.split, the column that says which rows are test"
-        )
+        raise UserError("data.split.by: column needs data.columns.split, the column that says which rows are test")
     if config.split.by == "time" and config.columns.timestamp is None:
         raise UserError("data.split.by: time needs data.columns.timestamp (or take data.split.by: ratio)")
 
@@ -167,9 +163,7 @@ def _require(table: TableFiles, columns: dict[str, str]) -> None:
         for setting, column in columns.items():
             if column not in present:
                 names = ", ".join(present)
-                raise UserError(
-                    f"{table.name}: {file.path} has no column {column!r} ({setting}); it has: {names}"
-                )
+                raise UserError(f"{table.name}: {file.path} has no column {column!r} ({setting}); it has: {names}")
 
 
 # ---- reading
@@ -178,13 +172,16 @@ def _require(table: TableFiles, columns: dict[str, str]) -> None:
 def _read(table: TableFiles, columns: list[str], parse: Callable[..., pa.Table]) -> ray.data.Dataset:
     """One Ray task a chunk; `parse(raw rows, file, order of the file's row 0)` makes tables of them."""
     planned = _numbered_chunks(table)
+    if not planned:
+        raise UserError(f"{table.name}: the table is empty: {table.files[0].path}")
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         chunk = planned[batch["id"][0].as_py()]
         for rows in batched(read_rows(table, chunk, columns)):
             yield parse(rows, chunk.file.path, chunk.file.index * FILE_STEP)
+        yield parse([], chunk.file.path, 0)  # Ray cannot shuffle a dataset that has no row and no columns either
 
-    numbers = ray.data.range(len(planned), override_num_blocks=max(1, len(planned)))
+    numbers = ray.data.range(len(planned), override_num_blocks=len(planned))
     return numbers.map_batches(read, batch_size=1, batch_format="pyarrow")
 
 
@@ -202,9 +199,7 @@ def _numbered_chunks(table: TableFiles) -> list[Chunk]:
     counting = ray.data.range(len(cut), override_num_blocks=len(cut)).map_batches(
         count, batch_size=1, batch_format="pyarrow"
     )
-    ends = {
-        (cut[row["chunk"]].file.path, cut[row["chunk"]].start): row["ends"] for row in counting.iter_rows()
-    }
+    ends = {(cut[row["chunk"]].file.path, cut[row["chunk"]].start): row["ends"] for row in counting.iter_rows()}
     return number_lines(planned, ends)
 
 
@@ -232,15 +227,11 @@ def _catalogue(store: Store, config: DataConfig, table: TableFiles) -> pa.Table:
     items, refused = catalogue.build(pa.concat_tables([catalogue.row_schema(extra).empty_table(), *tables]))
     quarantine.write(store, "items", refused)
     if len(items) == 0:
-        raise UserError(
-            f"data.items: no item can be used: {_reasons(quarantine.count_reasons(store)) or 'no rows'}"
-        )
+        raise UserError(f"data.items: no item can be used: {_reasons(quarantine.count_reasons(store)) or 'no rows'}")
     return items
 
 
-def _sessions(
-    store: Store, config: DataConfig, table: TableFiles, ids_ref: ray.ObjectRef | None
-) -> ray.data.Dataset:
+def _sessions(store: Store, config: DataConfig, table: TableFiles, ids_ref: ray.ObjectRef | None) -> ray.data.Dataset:
     """Usable sessions (schema `sessions.SESSIONS`), in no order; what is refused is written."""
     n_parts = math.ceil(max(1, estimated_rows(table)) / ROWS_PER_PARTITION)
 
@@ -248,8 +239,6 @@ def _sessions(
         return sessions.parse_rows(rows, source, order, config, _known(ids_ref), n_parts)
 
     def assemble(rows: pa.Table) -> pa.Table:
-        if len(rows) == 0:  # a table without rows: Ray hands one group on, without columns
-            return sessions.SESSIONS.empty_table()
         accepted, refused = sessions.assemble(rows, config, _known(ids_ref))
         quarantine.write(store, f"sessions-{rows['part'][0].as_py():05d}", refused)
         return accepted
@@ -326,10 +315,10 @@ def _write_samples(
     written = placed.groupby("part", num_partitions=len(starts) + 1).map_groups(write, batch_format="pyarrow")
     counts = dict.fromkeys(SPLITS, 0)
     count_V = np.zeros(n_items, np.int64)
-    for row in written.iter_rows():
+    for table in _tables(written):
         for split in SPLITS:
-            counts[split] += row[split]
-        count_V[row["item"]] += row["clicks"]
+            counts[split] += int(pc.sum(table[split]).as_py() or 0)
+        np.add.at(count_V, pc.list_flatten(table["item"]).to_numpy(), pc.list_flatten(table["clicks"]).to_numpy())
     return counts, count_V
 
 

@@ -23,9 +23,7 @@ from llm4sbr_ray.data.validate import Microseconds
 from llm4sbr_ray.errors import UserError
 
 BATCH_ROWS = 20_000
-RECORD_LINES = (
-    200  # a quoted CSV field may run over this many lines; a longer one is a quote that was never closed
-)
+RECORD_LINES = 200  # a quoted CSV field may run over this many lines; a longer one is a quote that was never closed
 PEEKED_ROWS = 100  # of a JSON lines file, to learn its keys
 CONTENT_CHARS = 2000
 
@@ -41,11 +39,7 @@ class RawRow:
 
     def content(self) -> str:
         """The row as text, cut at 2,000 characters."""
-        text = (
-            self.text
-            if self.values is None
-            else json.dumps(_plain(self.values), ensure_ascii=False, default=str)
-        )
+        text = self.text if self.values is None else json.dumps(_plain(self.values), ensure_ascii=False, default=str)
         return text[:CONTENT_CHARS]
 
 
@@ -213,9 +207,7 @@ def _header(table: TableFiles, file: File, stream: io.BufferedReader) -> list[st
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table.name}: {file.path}, line 1: not a CSV header in UTF-8: {error}") from error
     if len(set(names)) < len(names):
-        raise UserError(
-            f"{table.name}: {file.path}, line 1: two columns have the same name: {', '.join(names)}"
-        )
+        raise UserError(f"{table.name}: {file.path}, line 1: two columns have the same name: {', '.join(names)}")
     return names
 
 

@@ -138,14 +138,10 @@ def assemble(rows: pa.Table, config: DataConfig, known: Container[str] | None) -
     if config.layout == "event":
         sessions, reasons = _group_events(accepted, config, known)
     else:
-        sessions = accepted.filter(pa.array([reason is None for reason in reasons], pa.bool_())).select(
-            SESSIONS.names
-        )
+        sessions = accepted.filter(pa.array([reason is None for reason in reasons], pa.bool_())).select(SESSIONS.names)
     late = accepted.set_column(ROWS.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))
     late = late.filter(late["reason"].is_valid())
-    late = late.set_column(
-        ROWS.get_field_index("content"), "content", pa.array(_contents(late, config), pa.string())
-    )
+    late = late.set_column(ROWS.get_field_index("content"), "content", pa.array(_contents(late, config), pa.string()))
     refused = pa.concat_tables([rows.filter(rows["reason"].is_valid()), late]).sort_by("order")
     return sessions, refused
 

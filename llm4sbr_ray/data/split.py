@@ -99,9 +99,7 @@ def assign(
     return np.where(test_S, TEST, np.where(valid_S, VALID, TRAIN)).astype(np.int8)
 
 
-def find_cuts(
-    split: Split, seed: int, session_ids: Sequence[str], values: Sequence[str | None], when: Moments
-) -> Cuts:
+def find_cuts(split: Split, seed: int, session_ids: Sequence[str], values: Sequence[str | None], when: Moments) -> Cuts:
     """The cuts of a split by time, from all sessions or a sample of them."""
     test = last_moment(when, split.test_fraction) if split.by == "time" else None
     if split.valid_by == "random":

@@ -92,9 +92,7 @@ def locate(location: str, format: str, name: str) -> TableFiles:
     if not found:
         raise UserError(f"{name}: the folder holds no files: {location}")
     found.sort(key=lambda i: i.path)
-    files = [
-        File(i.path, i.size, i.mtime_ns or 0, _format(i.path, format, name), n) for n, i in enumerate(found)
-    ]
+    files = [File(i.path, i.size, i.mtime_ns or 0, _format(i.path, format, name), n) for n, i in enumerate(found)]
     return TableFiles(name, fs, tuple(files))
 
 
@@ -183,7 +181,5 @@ def number_lines(planned: list[Chunk], line_ends: Mapping[tuple[str, int], int])
 def estimated_rows(table: TableFiles) -> int:
     """About how many rows the table has; exact for Parquet, else by 50 bytes a row."""
     text = sum(file.size for file in table.files if file.format != "parquet") // 50
-    parquet = [
-        open_parquet(table, file).metadata.num_rows for file in table.files if file.format == "parquet"
-    ]
+    parquet = [open_parquet(table, file).metadata.num_rows for file in table.files if file.format == "parquet"]
     return int(text + sum(parquet))

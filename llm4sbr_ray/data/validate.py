@@ -104,9 +104,7 @@ def parse_attributes(value: Any) -> list[str]:
     return [text for text in texts if text]
 
 
-def check_session(
-    items: list[str], known: Container[str] | None, drop_unknown: bool, max_items: int
-) -> list[str]:
+def check_session(items: list[str], known: Container[str] | None, drop_unknown: bool, max_items: int) -> list[str]:
     """The session's items if it can be used.
 
     Parameters

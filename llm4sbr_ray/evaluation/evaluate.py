@@ -21,7 +21,7 @@ from llm4sbr_ray.evaluation.console import print_result
 from llm4sbr_ray.evaluation.examples import Names, before_and_after, collect_examples
 from llm4sbr_ray.evaluation.metrics import Ranks, metric_means
 from llm4sbr_ray.evaluation.predictions import PredictionWriter
-from llm4sbr_ray.evaluation.protocol import PROTOCOLS, rank_samples
+from llm4sbr_ray.evaluation.protocol import PROTOCOLS, batch_rows, rank_samples
 from llm4sbr_ray.evaluation.report import ReportData, render_report
 from llm4sbr_ray.evaluation.results import build_metrics, read_histories
 from llm4sbr_ray.evaluation.testset import read_testset, stream
@@ -109,7 +109,7 @@ def _rank(run: Run, out: Store, folder: str, variant: Variant, seed: int, item_i
     first = seed == variant.seeds[0]
     batches = rank_samples(
         load_model(run, variant.model, seed).to(device),
-        stream(run, folder, config.evaluate.batch_size),
+        stream(run, folder, batch_rows(config.evaluate.batch_size, len(item_ids))),
         len(item_ids),
         config.model.max_length,
         len(config.perspectives.views) if variant.llm_answers else 0,

@@ -25,6 +25,7 @@ from llm4sbr_ray.training.batches import samples_from_table
 
 PROTOCOLS = {"test": "all items ranked", "test_unseen_only": "items of the session left out"}
 K = max(KS)
+MAX_SCORES = 2**24  # of one batch: with the integers that put them in order, about half a gigabyte
 
 
 @dataclass
@@ -43,6 +44,11 @@ class RankedBatch:
     target_B: npt.NDArray[np.int64]
     rank_B: dict[str, npt.NDArray[np.uint8]]  # capped at MISS
     top: dict[str, TopLists]  # empty unless asked for
+
+
+def batch_rows(batch_size: int, n_items: int) -> int:
+    """Rows of a batch: as many as asked for, fewer where the catalogue is large."""
+    return max(1, min(batch_size, MAX_SCORES // n_items))
 
 
 def rank_samples(

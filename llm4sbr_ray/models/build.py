@@ -73,7 +73,5 @@ def build_model(
     if not is_llm4sbr(name):
         return PlainRecommender(backbone)
     if item_text_VE is None:
-        raise UserError(
-            f"train.models: {name!r} needs the items' text embeddings: run the perspectives first"
-        )
+        raise UserError(f"train.models: {name!r} needs the items' text embeddings: run the perspectives first")
     return LLM4SBR(backbone, item_text_VE, anchors, config)

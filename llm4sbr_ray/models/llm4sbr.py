@@ -116,9 +116,7 @@ class LLM4SBR(Recommender):
         unit_VD = F.normalize(self.text_projection(self.item_text_VE), dim=1)
         return unit_VD * self.item_text_VE.any(dim=1, keepdim=True)
 
-    def nearest_items(
-        self, z_BPD: Tensor, k: int, item_intents_VD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def nearest_items(self, z_BPD: Tensor, k: int, item_intents_VD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k items whose projected text is nearest to each z: how a predicted intent is shown to people.
 
         Parameters

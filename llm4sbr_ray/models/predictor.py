@@ -18,8 +18,7 @@ class IntentPredictor(nn.Module):
     def __init__(self, perspectives: int, width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, width))
-            for _ in range(perspectives)
+            nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(perspectives)
         )
 
     def forward(self, vectors: SessionVectors) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from llm4sbr_ray import cluster
@@ -92,11 +93,11 @@ def _body(stage: Stage, model: str, model_identity: str) -> Facts:
         )
     facts: dict[str, Any] = {}
     for view in config.views:
-        query = database.execute(
+        query = database.sql(
             "SELECT p.sample_key, p.split, p.position, p.prompt_key, a.prompt_tokens, a.generated_tokens, a.answer, "
             "nullif(a.error, '') AS error FROM prompts p JOIN answers a USING (prompt_key) WHERE p.view = $view "
             "ORDER BY p.position",
-            {"view": view.name},
+            params={"view": view.name},
         )
         rows = relational.copy_to(query, stage.store, f"perspectives/{view.name}", PERSPECTIVE_SCHEMA)
         facts[view.name] = _figures(database, view.name) | {"rows": rows}
@@ -159,7 +160,7 @@ def _rounds(work: Store, config: Perspectives) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _figures(database: Any, view: str) -> dict[str, Any]:
+def _figures(database: duckdb.DuckDBPyConnection, view: str) -> dict[str, Any]:
     """Figures of one perspective over its distinct prompts: what was really asked and paid for."""
     query = (
         "SELECT count(*), count(*) FILTER (error <> ''), sum(prompt_tokens), sum(generated_tokens), "
@@ -180,7 +181,6 @@ def _figures(database: Any, view: str) -> dict[str, Any]:
     }
 
 
-def _one(query: Any) -> tuple[Any, ...]:
-    row = query.fetchone()
-    assert row is not None
+def _one(query: duckdb.DuckDBPyRelation) -> tuple[Any, ...]:
+    (row,) = query.fetchall()
     return tuple(row)

@@ -109,6 +109,10 @@ def _processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCo
         engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     else:
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gib)))
+        if engine.dtype == "auto":
+            engine_kwargs["dtype"] = "float32"  # vLLM would take bfloat16, which most CPUs only emulate
+        # Keeps model and scheduler in one process. In two, each holds a core: one computes, the other spins.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         environment["VLLM_CPU_OMP_THREADS_BIND"] = (
             "nobind"  # Ray shares the cores; pinning all to one would starve it
         )

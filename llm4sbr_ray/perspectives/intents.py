@@ -122,9 +122,7 @@ def _body(stage: Stage) -> Facts:
             f"FROM intent_{i} t LEFT JOIN localised l USING (answer) ORDER BY t.position"
         )
         rows = relational.copy_to(query, stage.store, f"intents/{name}", INTENT_SCHEMA)
-        exact, grounded = database.sql(
-            f"SELECT avg(exact_title::INT), avg(grounded::INT) FROM intent_{i}"
-        ).fetchone() or (0.0, 0.0)
+        ((exact, grounded),) = database.sql(f"SELECT avg(exact_title::INT), avg(grounded::INT) FROM intent_{i}").fetchall()
         facts[name] = {"rows": rows, "exact_title_rate": round(exact, 4), "grounded_rate": round(grounded, 4)}
     rows = sum(_join_samples(stage, database, split, len(names)) for split in run.config.perspectives.splits)
     stage.store.delete("work")

@@ -6,7 +6,8 @@ No request waits for an LLM: intents come from the cache, or from the model's ow
 set here are defaults; `serve_configs/*.yaml` overrides any of them by the deployment's name.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve makes a ServeArgs of the config's `args` only if the
+# annotation of `build_app` is the class itself.
 
 import numpy as np
 import torch
@@ -40,9 +41,7 @@ class BehaviourEncoder:
     """Clicks to behaviour vectors."""
 
     def __init__(self, location: str, version: str) -> None:
-        torch.set_num_threads(
-            1
-        )  # replicas share the machine's cores; one small session gains nothing from two
+        torch.set_num_threads(1)  # replicas share the machine's cores; one small session gains nothing from two
         bundle = Bundle(location, version)
         self._encoder = SessionEncoder(bundle.model(), bundle.manifest.n_items)
 
@@ -72,9 +71,7 @@ class EmbeddingCache:
         mine, its = self._bundle.manifest, newer.manifest
         same_shape = (mine.perspectives, mine.localised_items) == (its.perspectives, its.localised_items)
         if not same_shape or mine.files["items.parquet"] != its.files["items.parquet"]:
-            raise ValueError(
-                f"{newer.store.uri()}: another catalogue or other perspectives: deploy it as a service"
-            )
+            raise ValueError(f"{newer.store.uri()}: another catalogue or other perspectives: deploy it as a service")
         self._add(newer)
 
     async def lookup(self, items: NDArray[np.int32]) -> CachedIntents | None:
@@ -122,9 +119,7 @@ def build_app(args: ServeArgs) -> Application:
     encoder = _deployment(BehaviourEncoder, 64, 0.5).bind(*place)
     cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, args.cache_capacity, args.stale_clicks)
     ranker = _deployment(FusionRanker, 64, 0.5).bind(*place)
-    app: Application = _deployment(Ingress, 256, 0.5).bind(
-        *place, encoder=encoder, cache=cache, ranker=ranker
-    )
+    app: Application = _deployment(Ingress, 256, 0.5).bind(*place, encoder=encoder, cache=cache, ranker=ranker)
     return app
 
 

@@ -34,9 +34,7 @@ def ask(run: Run) -> None:
     app = build_app(ServeArgs(bundle=run.uri("bundle")))
     status = serve.status()
     if status.applications or status.proxies:
-        raise UserError(
-            "Ray Serve already runs on this cluster: POST to its /recommend, or stop it (serve shutdown)"
-        )
+        raise UserError("Ray Serve already runs on this cluster: POST to its /recommend, or stop it (serve shutdown)")
     session = _test_session(run)
     port = free_port()
     serve.start(
@@ -47,9 +45,7 @@ def ask(run: Run) -> None:
     try:
         serve.run(app, name="llm4sbr", logging_config=LoggingConfig(log_level="WARNING"))
         url = f"http://127.0.0.1:{port}/recommend"
-        answer = _post(
-            url, {"session_id": "ask", "items": [item["item_id"] for item in session], "k": RECOMMENDED}
-        )
+        answer = _post(url, {"session_id": "ask", "items": [item["item_id"] for item in session], "k": RECOMMENDED})
     finally:
         serve.shutdown()
     _show(session, RecommendResponse.model_validate_json(answer), url)
@@ -72,9 +68,7 @@ def _test_session(run: Run) -> list[dict[str, Any]]:
 
 def _post(url: str, body: dict[str, Any]) -> bytes:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({})
-    )  # a proxy would not find this machine
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would not find this machine
     with opener.open(request, timeout=TIMEOUT_S) as response:
         return bytes(response.read())
 
@@ -89,7 +83,8 @@ def _show(session: list[dict[str, Any]], answer: RecommendResponse, url: str) ->
         label, why = found.title or found.item_id, found.explanation.text
         table.add_row(str(rank), _plain(label), f"{found.score:.3f}", _plain(why))
     console.print(f"POST {url}  ({answer.model}, version {answer.version})", style="dim", highlight=False)
-    console.print(clicks, table, sep="\n\n")
+    for block in ("", clicks, "", table):
+        console.print(block)
     source = "predicted from the clicks" if answer.llm_clicks is None else "a stored answer of the LLM"
     console.print(f"Intents: {source}. Answered in {answer.timings_ms['total']:.1f} ms.", highlight=False)
 

@@ -118,9 +118,7 @@ class Bundle:
         """
         content = self.store.read_bytes(name)
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
-            raise UserError(
-                f"{self.store.uri(name)}: its content was changed after the export: export it again"
-            )
+            raise UserError(f"{self.store.uri(name)}: its content was changed after the export: export it again")
         return content
 
     def model(self) -> LLM4SBR:
@@ -128,9 +126,7 @@ class Bundle:
         manifest = self.manifest
         item_text_VE = load_tensors(self.read(TEXT))["item_text_VE"]
         anchors = [p.anchor for p in manifest.perspectives]
-        model = build_model(
-            manifest.model, manifest.n_items, manifest.settings, Neighbours(), anchors, item_text_VE
-        )
+        model = build_model(manifest.model, manifest.n_items, manifest.settings, Neighbours(), anchors, item_text_VE)
         assert isinstance(model, LLM4SBR)  # `export` takes no other
         model.load_state_dict(load_tensors(self.read(MODEL)))
         return model.eval()
@@ -218,9 +214,7 @@ def _write(stage: Stage, model: str, weights: str) -> Facts:
         model=model,
         n_items=items.num_rows,
         settings=run.config.model,
-        perspectives=tuple(
-            PerspectiveRecord(name=v.name, anchor=v.anchor) for v in run.config.perspectives.views
-        ),
+        perspectives=tuple(PerspectiveRecord(name=v.name, anchor=v.anchor) for v in run.config.perspectives.views),
         localised_items=run.config.text.localised_items,
         files={name: _record(out.read_bytes(name)) for name in (MODEL, TEXT, ITEMS, INTENTS)},
     )
@@ -275,9 +269,7 @@ def _read_manifest(store: Store) -> Manifest:
         raise UserError(f"{where}: damaged ({error}): export the bundle again") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
-        raise UserError(
-            f"{where}: bundle format {found!r}, this service reads {FORMAT}: export the bundle again"
-        )
+        raise UserError(f"{where}: bundle format {found!r}, this service reads {FORMAT}: export the bundle again")
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:

@@ -27,9 +27,7 @@ def shares(contribution_P: NDArray[np.float32]) -> NDArray[np.float64]:
     return size_P / total if total > 0 else np.full(len(size_P), 1 / len(size_P))
 
 
-def recommendations(
-    ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue
-) -> list[dict[str, Any]]:
+def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]]:
     """The ranked items as plain values, in the form of `types.Recommendation`."""
     localised = [
         [_item(catalogue, item) | {"weight": float(weight)} for item, weight in zip(*row, strict=True)]

@@ -132,20 +132,14 @@ class Ingress:
         )
 
     @api.get("/items", response_model=SearchResponse)
-    def items(
-        self, q: Annotated[str, Query(max_length=200)] = ""
-    ) -> Response:  # a thread: it scans the catalogue
+    def items(self, q: Annotated[str, Query(max_length=200)] = "") -> Response:  # a thread: it scans the catalogue
         catalogue = self._catalogue
         found = catalogue.search(q, SEARCH_LIMIT)
-        return answer(
-            {"items": [{"item_id": catalogue.item_ids[j], "title": catalogue.titles[j]} for j in found]}
-        )
+        return answer({"items": [{"item_id": catalogue.item_ids[j], "title": catalogue.titles[j]} for j in found]})
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
-        probes = [
-            asyncio.wait_for(part.check_health.remote(), HEALTH_TIMEOUT_S) for part in self._parts.values()
-        ]
+        probes = [asyncio.wait_for(part.check_health.remote(), HEALTH_TIMEOUT_S) for part in self._parts.values()]
         results = await asyncio.gather(*probes, return_exceptions=True)
         parts = {}
         for name, result in zip(self._parts, results, strict=True):

@@ -68,16 +68,12 @@ class Ranker:
         k = min(max(q.k for q in queries), self._n_items)
         item_Bk = top_items(scores_BV, k, _excluded_indices(queries))
         score_Bk = scores_BV.gather(1, item_Bk)
-        contribution_BkP = torch.einsum(
-            "bkd,bpd->bkp", self._model.backbone.item_vectors()[item_Bk], fused.part_BPD
-        )
+        contribution_BkP = torch.einsum("bkd,bpd->bkp", self._model.backbone.item_vectors()[item_Bk], fused.part_BPD)
         shown_BPR, weight_BPR = self._shown_items(intents, z_BPD)
         answers = []
         for row, query in enumerate(queries):
             kept_k = ~np.isin(item_Bk[row].numpy(), np.asarray(query.excluded, dtype=np.int64))
-            best = np.flatnonzero(kept_k)[
-                : query.k
-            ]  # excluded items come last: where the catalogue has no more
+            best = np.flatnonzero(kept_k)[: query.k]  # excluded items come last: where the catalogue has no more
             answers.append(
                 Ranking(
                     item_k=item_Bk[row].numpy()[best],

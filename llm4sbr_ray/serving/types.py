@@ -22,9 +22,7 @@ def _check_id(value: Any) -> Any:
     return value
 
 
-Id = Annotated[
-    str | int, BeforeValidator(_check_id)
-]  # 7 and "7" are the same item; an answer repeats what was sent
+Id = Annotated[str | int, BeforeValidator(_check_id)]  # 7 and "7" are the same item; an answer repeats what was sent
 
 
 class _Message(BaseModel):
@@ -35,9 +33,7 @@ class RecommendRequest(_Message):
     """Body of POST /recommend."""
 
     session_id: Id
-    items: list[Id] = Field(
-        max_length=MAX_SESSION_ITEMS
-    )  # in click order; empty: a visitor who has just come
+    items: list[Id] = Field(max_length=MAX_SESSION_ITEMS)  # in click order; empty: a visitor who has just come
     k: int = Field(default=20, ge=1, le=MAX_K, strict=True)
     exclude_seen: bool = Field(default=True, strict=True)  # leave the session's own items out of the ranking
 
@@ -82,12 +78,8 @@ class RecommendResponse(_Message):
     recommendations: list[Recommendation]  # best first; fewer than k when the catalogue has no more
     ignored_items: list[Id]  # ids of the request that the catalogue lacks
     served_by: Literal["model", "popularity"]
-    llm_clicks: (
-        int | None
-    )  # the LLM's answer is about the first so many known items; None: no answer is known
-    timings_ms: dict[
-        str, float
-    ]  # encode, intents, rank: each hop with its network; total: all within the service
+    llm_clicks: int | None  # the LLM's answer is about the first so many known items; None: no answer is known
+    timings_ms: dict[str, float]  # encode, intents, rank: each hop with its network; total: all within the service
 
 
 class CatalogueItem(_Message):

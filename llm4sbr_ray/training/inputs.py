@@ -50,9 +50,7 @@ def source(run: Run, model: str, split: Split) -> Source:
     config = run.config
     asked = split in config.perspectives.splits
     if is_llm4sbr(model) and split == "train" and not asked:
-        raise UserError(
-            f"perspectives.splits: {model!r} learns from LLM intents, so 'train' must be among them"
-        )
+        raise UserError(f"perspectives.splits: {model!r} learns from LLM intents, so 'train' must be among them")
     with_intents = is_llm4sbr(model) and asked
     return Source(
         f"intents/samples/{split}" if with_intents else f"data/{split}",
@@ -82,10 +80,6 @@ def require_samples(config: RunConfig, n_train: int, n_valid: int) -> None:
         No validation sample, or fewer train samples than workers.
     """
     if n_valid == 0:
-        raise UserError(
-            "data/valid: no validation samples to pick the epoch by: raise data.split.valid_fraction"
-        )
+        raise UserError("data/valid: no validation samples to pick the epoch by: raise data.split.valid_fraction")
     if n_train < max(1, config.train.workers):
-        raise UserError(
-            f"data/train: {n_train} samples for train.workers {config.train.workers}: lower train.workers"
-        )
+        raise UserError(f"data/train: {n_train} samples for train.workers {config.train.workers}: lower train.workers")

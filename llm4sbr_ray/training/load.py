@@ -100,9 +100,7 @@ def load_model(run: Store, model: str, seed: int) -> Recommender:
     """
     folder = model_folder(model, seed)
     if not run.exists(folder, DESCRIPTION):
-        raise UserError(
-            f"{run.uri(folder)}: no trained model there: run the train stage (jobs/train.py) first"
-        )
+        raise UserError(f"{run.uri(folder)}: no trained model there: run the train stage (jobs/train.py) first")
     description = run.read_json(folder, DESCRIPTION)
     item_text_VE = read_item_text(run) if description["perspectives"] else None
     if item_text_VE is not None and item_text_VE.shape[1] != description["text_width"]:

@@ -140,9 +140,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(step_module.parameters(), config.clip_norm)
-        if not torch.isfinite(
-            norm
-        ):  # gradients are averaged over workers: all of them see it in the same step
+        if not torch.isfinite(norm):  # gradients are averaged over workers: all of them see it in the same step
             raise _non_finite(samples, rows_B, losses["total"], epoch)
         optimizer.step()
         for name, value in losses.items():

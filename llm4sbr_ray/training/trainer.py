@@ -106,9 +106,7 @@ def train_here(stage: Stage, model: str, seed: int) -> Checkpoint:
     """Train in this process (`train.workers` 0), without Ray; a killed try goes on from its last epoch."""
     run, store = stage.run, stage.store
     device = torch.device("cuda" if run.config.train.gpus_per_worker else "cpu")
-    train_samples, valid_samples = (
-        read_samples(run, source(run, model, split)) for split in ("train", "valid")
-    )
+    train_samples, valid_samples = (read_samples(run, source(run, model, split)) for split in ("train", "valid"))
     require_samples(run.config, len(train_samples), len(valid_samples))
     torch.manual_seed(seed)
     built = new_model(run, run.config, model).to(device)

@@ -27,15 +27,14 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
     model.eval()
     sums: dict[str, Tensor] = {}
     device = samples.target_N.device
-    for rows_B in torch.arange(len(samples), device=device).split(batch_size):
+    for start in range(0, len(samples), batch_size):  # a worker may have none
+        rows_B = torch.arange(start, min(start + batch_size, len(samples)), device=device)
         batch, target_B = samples.batch(rows_B)
         for way, scores_BV in _scores(model, batch).items():
             for metric, value in metric_sums(target_ranks(scores_BV, target_B), (K,)).items():
                 name = f"valid_{way}{metric}"
                 sums[name] = sums[name] + value if name in sums else value
-    names = [
-        f"valid_{way}{metric}@{K}" for way in _ways(model, samples) for metric in ("recall", "mrr", "ndcg")
-    ]
+    names = [f"valid_{way}{metric}@{K}" for way in _ways(model, samples) for metric in ("recall", "mrr", "ndcg")]
     zero = torch.zeros((), dtype=torch.float64, device=device)
     total = sum_over_workers(torch.stack([*(sums.get(name, zero) for name in names), zero + len(samples)]))
     return {name: float(value / total[-1]) for name, value in zip(names, total, strict=False)}

@@ -22,9 +22,7 @@ from llm4sbr_ray.errors import UserError
 def read(path: Path, columns: list[str] | None = None) -> list[RawRow]:
     table = tables.locate(str(path), "auto", "data.sessions")
     planned = tables.chunks(table)
-    ends = {
-        (c.file.path, c.start): tables.line_ends_before(table, c) for c in planned if c.file.format == "jsonl"
-    }
+    ends = {(c.file.path, c.start): tables.line_ends_before(table, c) for c in planned if c.file.format == "jsonl"}
     names = columns or column_names(table, table.files[0])
     return [r for c in tables.number_lines(planned, ends) for r in read_rows(table, c, names)]
 
@@ -39,12 +37,7 @@ def outcome(row: RawRow) -> Any:
 def test_json_lines_good_and_bad(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(
-        b'\xef\xbb\xbf{"id": 1, "items": ["a", "b"]}\r\n'
-        b"\n"
-        b'{"id": 2, "items": [\n'
-        b"[1, 2]\n"
-        b'{"id": "\xff"}\n'
-        b'{"id": 3}'
+        b'\xef\xbb\xbf{"id": 1, "items": ["a", "b"]}\r\n\n{"id": 2, "items": [\n[1, 2]\n{"id": "\xff"}\n{"id": 3}'
     )
     assert [(r.number, outcome(r)) for r in read(path)] == [
         (1, {"id": 1, "items": ["a", "b"]}),
@@ -114,14 +107,8 @@ def test_a_quote_left_open_costs_one_row(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    lines=st.lists(
-        st.text(st.sampled_from('a,"\u00e9\0 1'), max_size=12).map(str.encode) | st.binary(max_size=8)
-    )
-)
-def test_csv_of_any_bytes_is_read_to_its_end(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
-) -> None:
+@given(lines=st.lists(st.text(st.sampled_from('a,"\u00e9\0 1'), max_size=12).map(str.encode) | st.binary(max_size=8)))
+def test_csv_of_any_bytes_is_read_to_its_end(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     body = b"\n".join(lines)
     path.write_bytes(b"id,title\n" + body + b"\nlast,row\n")
@@ -196,9 +183,7 @@ def test_parquet_times_come_as_microseconds(tmp_path: Path, unit: Any) -> None:
 
 def test_a_broken_parquet_page_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(
-        pa.table({"id": [str(n) for n in range(5000)]}), path, compression="zstd", use_dictionary=False
-    )
+    pq.write_table(pa.table({"id": [str(n) for n in range(5000)]}), path, compression="zstd", use_dictionary=False)
     data = bytearray(path.read_bytes())
     data[60:400] = b"\0" * 340
     path.write_bytes(data)

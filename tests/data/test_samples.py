@@ -15,9 +15,7 @@ from llm4sbr_ray.data.samples import SAMPLES, expand
 
 @pytest.mark.parametrize("mode", ["every-prefix", "last-item"])
 @given(sessions=st.lists(st.lists(st.integers(0, 50), min_size=2, max_size=9), max_size=8))
-def test_samples_are_those_of_a_loop(
-    mode: Literal["every-prefix", "last-item"], sessions: list[list[int]]
-) -> None:
+def test_samples_are_those_of_a_loop(mode: Literal["every-prefix", "last-item"], sessions: list[list[int]]) -> None:
     ids = [f"a:{n}" for n in range(len(sessions))]
     table = expand(
         pa.array(ids, pa.string()),

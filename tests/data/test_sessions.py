@@ -178,9 +178,7 @@ def test_refused_and_accepted_sessions_are_all_rows(
 @given(
     values=st.lists(
         BROKEN
-        | st.fixed_dictionaries(
-            {"session_id": SESSION_ID, "item_id": ITEM, "at": st.sampled_from([1, 2, 3, None])}
-        ),
+        | st.fixed_dictionaries({"session_id": SESSION_ID, "item_id": ITEM, "at": st.sampled_from([1, 2, 3, None])}),
         max_size=25,
     ),
     drop=st.booleans(),
@@ -193,11 +191,7 @@ def test_refused_and_accepted_events_are_all_rows(values: list[dict[str, Any] | 
     assert len({number for number, _ in reasons}) == len(reasons)
     refused = {number for number, _ in reasons}
     for session_id, session in sessions.items():
-        kept = [
-            v
-            for n, v in enumerate(values, 1)
-            if n not in refused and v and text(v["session_id"]) == session_id
-        ]
+        kept = [v for n, v in enumerate(values, 1) if n not in refused and v and text(v["session_id"]) == session_id]
         kept.sort(key=lambda v: int(v["at"]))
         assert session["items"] == [text(v["item_id"]) for v in kept]
 

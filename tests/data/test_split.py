@@ -69,9 +69,7 @@ def test_unit_hash_is_uniform_and_fixed() -> None:
     assert values.max() < 1
     assert abs(values.mean() - 0.5) < 0.03
     assert abs(np.corrcoef(values, unit_hash(IDS, 0, "valid"))[0, 1]) < 0.1
-    assert np.isclose(
-        unit_hash(["s0"], 0, "test")[0], 0.28153557477242186, atol=0
-    )  # the same in every release
+    assert np.isclose(unit_hash(["s0"], 0, "test")[0], 0.28153557477242186, atol=0)  # the same in every release
 
 
 def test_tiny_tables_get_one_test_and_one_validation_session() -> None:

@@ -55,9 +55,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
         (None, "nosuchfs://bucket/x", "cannot be opened"),
     ],
 )
-def test_what_cannot_be_found_is_one_clear_line(
-    tmp_path: Path, make: str | None, location: str, message: str
-) -> None:
+def test_what_cannot_be_found_is_one_clear_line(tmp_path: Path, make: str | None, location: str, message: str) -> None:
     if make:
         (tmp_path / make).write_text("")
     place = location if "://" in location else str(tmp_path / location)
@@ -66,9 +64,7 @@ def test_what_cannot_be_found_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_parquet_chunks_are_row_groups_and_number_their_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_chunks_are_row_groups_and_number_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm4sbr_ray.data.tables.PARQUET_CHUNK_ROWS", 40)
     pq.write_table(pa.table({"x": list(range(100))}), tmp_path / "a.parquet", row_group_size=25)
     table = locate(str(tmp_path), "auto", "data.sessions")

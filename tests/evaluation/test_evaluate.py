@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from evaluation_run import HOSTILE, ID_ONLY, R, V, planted_run
+
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.evaluation.evaluate import evaluate

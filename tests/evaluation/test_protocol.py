@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm4sbr_ray.evaluation.metrics import MISS
-from llm4sbr_ray.evaluation.protocol import RankedBatch, rank_samples
+from llm4sbr_ray.evaluation.protocol import MAX_SCORES, RankedBatch, batch_rows, rank_samples
 from llm4sbr_ray.models.base import Recommender, SessionBatch
 
 
@@ -111,3 +111,9 @@ def test_batches_come_one_by_one(with_lists: bool) -> None:
     batches = rank_samples(ByLastClick(torch.eye(30)), tables(), 30, 3, 0, torch.device("cpu"), with_lists)
     assert bool(next(batches).top) == with_lists
     assert drawn == [0]
+
+
+def test_a_large_catalogue_makes_batches_smaller() -> None:
+    assert batch_rows(512, 12_000) == 512
+    assert batch_rows(512, 1_000_000) == MAX_SCORES // 1_000_000 == 16
+    assert batch_rows(512, 10**9) == 1

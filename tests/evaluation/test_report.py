@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-
 from evaluation_run import HOSTILE
+
 from llm4sbr_ray.evaluation.metrics import METRICS
 from llm4sbr_ray.evaluation.plots import Line, line_plot
 from llm4sbr_ray.evaluation.protocol import PROTOCOLS
@@ -71,7 +71,7 @@ def report_data(**changes: Any) -> ReportData:
         {
             "group": group,
             "samples": 10,
-            "models": {name: dict.fromkeys(PROTOCOLS, {"recall@20": 0.1, "mrr@20": 0.05}) for name in names},
+            "models": {name: {way: {"recall@20": 0.1, "mrr@20": 0.05} for way in PROTOCOLS} for name in names},
         }
         for group in ("1 click", "2 clicks")
     ]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
 from evaluation_run import V, samples_table
+
 from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.evaluation.testset import TestSet, read_testset, stream
 

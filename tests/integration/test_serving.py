@@ -61,9 +61,7 @@ def known_intents() -> dict[tuple[int, ...], dict[str, Any]]:
     return {tuple(row["items"]): row for row in rows if any(row["grounded"])}
 
 
-def offline_ranking(
-    run: Run, session: list[int], exclude_seen: bool
-) -> tuple[list[int], list[float], int | None]:
+def offline_ranking(run: Run, session: list[int], exclude_seen: bool) -> tuple[list[int], list[float], int | None]:
     """The 20 best by the model itself, with the intents of the longest known prefix."""
     model, known, clicks = planted_model(run.config), known_intents(), None
     for n in range(max(1, len(session) - STALE_CLICKS), len(session) + 1):
@@ -118,9 +116,7 @@ def test_sources_of_the_perspectives(client: httpx.Client) -> None:
         assert [part["source"] for part in parts] == ["llm" if g else "predicted" for g in row["grounded"]]
         shown = [item["item_id"] for part, g in zip(parts, row["grounded"], strict=True) if g
                  for item in part["localised_items"]]  # fmt: skip
-        wanted = [
-            j for p, g in enumerate(row["grounded"]) if g for j in row["intent_items"][3 * p : 3 * p + 3]
-        ]
+        wanted = [j for p, g in enumerate(row["grounded"]) if g for j in row["intent_items"][3 * p : 3 * p + 3]]
         assert shown == ids(wanted)
 
 
@@ -129,9 +125,7 @@ def test_unknown_items_are_named_and_ignored(client: httpx.Client) -> None:
     clean = client.post("/recommend", json={"session_id": "a", "items": ["id-1", "id-2"]}).json()
     assert mixed["ignored_items"] == ["nope", 77]
     assert clean["ignored_items"] == []
-    assert [r["item_id"] for r in mixed["recommendations"]] == [
-        r["item_id"] for r in clean["recommendations"]
-    ]
+    assert [r["item_id"] for r in mixed["recommendations"]] == [r["item_id"] for r in clean["recommendations"]]
 
 
 @pytest.mark.parametrize("items", [[], ["nope", "\u2603"]])
@@ -146,9 +140,7 @@ def test_nothing_known_is_answered_with_popular_items(client: httpx.Client, item
 def test_seen_items_and_small_catalogues(client: httpx.Client) -> None:
     session = ids(list(range(50)))
     left = client.post("/recommend", json={"session_id": 1, "items": session, "k": 100}).json()
-    every = client.post(
-        "/recommend", json={"session_id": 1, "items": session, "k": 100, "exclude_seen": False}
-    ).json()
+    every = client.post("/recommend", json={"session_id": 1, "items": session, "k": 100, "exclude_seen": False}).json()
     assert {r["item_id"] for r in left["recommendations"]} == set(ids(list(range(50, V))))
     assert {r["item_id"] for r in every["recommendations"]} == set(ids(list(range(V))))
 
@@ -172,9 +164,7 @@ def test_bad_bodies_name_the_field(client: httpx.Client, body: Any, field: list[
     assert [problem["loc"] for problem in response.json()["detail"]] == [field]
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b'{"session_id": "\\ud800", "items": []}', b"[" * 100_000]
-)
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b'{"session_id": "\\ud800", "items": []}', b"[" * 100_000])
 def test_what_is_not_json(client: httpx.Client, body: bytes) -> None:
     assert client.post("/recommend", content=body).status_code == 422
 

@@ -31,7 +31,7 @@ KILL_AFTER = "epoch 2"
 
 
 def config_in(storage: Path, **train_settings: object):  # type: ignore[no-untyped-def]
-    settings = {"models": (MODEL,), "workers": 2, "epochs": 5, "patience": 5, **train_settings}
+    settings = {"models": (MODEL,), "workers": 2, "epochs": 5, "patience": 5, "learning_rate": 2e-3, **train_settings}
     return planted_config(str(storage), **settings)
 
 
@@ -57,7 +57,7 @@ def test_two_workers_learn_from_all_samples(unbroken: Run) -> None:
     history = unbroken.read_json(FOLDER, "history.json")
     everything = read_samples(unbroken, source(unbroken, MODEL, "train"))
     assert history[-1]["samples"] == len(everything)
-    assert history[-1]["valid_mrr@20"] > 2 * history[0]["valid_mrr@20"]
+    assert history[-1]["valid_mrr@20"] > 1.5 * history[0]["valid_mrr@20"]
     best = max(history, key=lambda record: record["valid_score"])
     valid = read_samples(unbroken, source(unbroken, MODEL, "valid"))
     for metric, value in validate(load_model(unbroken, MODEL, 0), valid, 64).items():
@@ -101,9 +101,7 @@ def _title(process: psutil.Process) -> str:
 
 def test_a_loss_that_is_not_finite_ends_without_another_try(ray_cluster: None, tmp_path: Path) -> None:
     run = planted_run(config_in(tmp_path, models=("srgnn",), learning_rate=1e30, max_failures=9))
-    with pytest.raises(
-        UserError, match=r"train/srgnn/seed-0: epoch \d+: .* begins with samples train\d+:\d+"
-    ):
+    with pytest.raises(UserError, match=r"train/srgnn/seed-0: epoch \d+: .* begins with samples train\d+:\d+"):
         train(run)
 
 

@@ -37,9 +37,7 @@ def test_alignment(vectors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> 
 def test_uniformity(vectors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     x, _, counts = vectors
     rows = [a for a, c in zip(unit(x), counts.tolist(), strict=True) if c]
-    terms = [
-        math.exp(-2 * square(rows[i], rows[j])) for i in range(len(rows)) for j in range(i + 1, len(rows))
-    ]
+    terms = [math.exp(-2 * square(rows[i], rows[j])) for i in range(len(rows)) for j in range(i + 1, len(rows))]
     assert float(uniformity(x, counts)) == pytest.approx(math.log(sum(terms) / len(terms)), rel=1e-12)
     same = x[:1].expand(4, 5)
     assert float(uniformity(same, torch.ones(4, dtype=torch.bool))) == pytest.approx(0, abs=1e-9)  # the worst

@@ -39,8 +39,6 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(4)
-        states.append(
-            build_model("srgnn+llm4sbr", 9, ModelConfig(), Neighbours(), ("local",), torch.ones(9, 3))
-        )
+        states.append(build_model("srgnn+llm4sbr", 9, ModelConfig(), Neighbours(), ("local",), torch.ones(9, 3)))
     first, second = (model.state_dict() for model in states)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -47,9 +47,7 @@ def test_gate() -> None:
     for b in range(B):
         session = [0.0] * D
         for p in range(P):
-            alpha = sum(
-                float(rule.query_PD[p, d]) * sigmoid(float(anchor[b, p, d] + z[b, p, d])) for d in range(D)
-            )
+            alpha = sum(float(rule.query_PD[p, d]) * sigmoid(float(anchor[b, p, d] + z[b, p, d])) for d in range(D))
             assert float(fused.gate_BP[b, p]) == pytest.approx(alpha)
             for d in range(D):
                 for e in range(D):
@@ -63,16 +61,12 @@ def test_gate_is_the_papers_concatenation() -> None:
     rule = Gate(2, D).double()
     anchor, z = random(B, 2, D), random(B, 2, D)
     fused = rule(SessionVectors(random(B, D), random(B, D), random(B, D)), anchor, z)
-    concatenated = torch.cat(
-        [fused.gate_BP[:, :1] * anchor[:, 0], fused.gate_BP[:, 1:] * anchor[:, 1]], dim=1
-    )
+    concatenated = torch.cat([fused.gate_BP[:, :1] * anchor[:, 0], fused.gate_BP[:, 1:] * anchor[:, 1]], dim=1)
     torch.testing.assert_close(fused.session_BD, concatenated @ torch.cat(list(rule.project_PDD)))
 
 
 def test_gates_begin_near_one_for_small_vectors() -> None:
-    gates = Gate(P, D)(
-        SessionVectors(*(torch.zeros(B, D),) * 3), torch.zeros(B, P, D), torch.zeros(B, P, D)
-    ).gate_BP
+    gates = Gate(P, D)(SessionVectors(*(torch.zeros(B, D),) * 3), torch.zeros(B, P, D), torch.zeros(B, P, D)).gate_BP
     torch.testing.assert_close(gates, torch.ones(B, P))
 
 

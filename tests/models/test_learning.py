@@ -36,9 +36,7 @@ def last_item(batch: SessionBatch) -> Tensor:
 
 def intents_for(item_B: Tensor) -> Intents:
     """Both perspectives name the item, each answer localised to this one item alone."""
-    return Intents(
-        item_B[:, None, None].expand(B, 2, 1), torch.ones(B, 2, 1), torch.ones(B, 2, dtype=torch.bool)
-    )
+    return Intents(item_B[:, None, None].expand(B, 2, 1), torch.ones(B, 2, 1), torch.ones(B, 2, dtype=torch.bool))
 
 
 def trained(name: str, task: Task, steps: int, fusion: str = "residual") -> Recommender:
@@ -101,9 +99,7 @@ def test_srgnn_learns_a_rule() -> None:
 def test_informative_intents_are_used(fusion: str) -> None:
     model = trained("srgnn+llm4sbr", only_text_tells, steps=200, fusion=fusion)
     assert hit_rate(model, only_text_tells) > 0.9
-    assert (
-        hit_rate(model, only_text_tells, llm_free=True) < 0.3
-    )  # there is nothing to know without the answer
+    assert hit_rate(model, only_text_tells, llm_free=True) < 0.3  # there is nothing to know without the answer
 
 
 def test_gates_turn_to_the_vector_that_the_text_points_to() -> None:

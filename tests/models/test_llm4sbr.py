@@ -120,16 +120,13 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
         "cross_entropy": -net.score(given).log_softmax(1)[range(B), TARGETS].mean(),
         "alignment": sum(alignment(text[:, p], anchor[:, p], counts[:, p]) for p in range(P)),
         "uniformity": sum(
-            (uniformity(text[:, p], counts[:, p]) + uniformity(anchor[:, p], counts[:, p])) / 2
-            for p in range(P)
+            (uniformity(text[:, p], counts[:, p]) + uniformity(anchor[:, p], counts[:, p])) / 2 for p in range(P)
         ),
         "predictor": predictor_loss(net.predict(vectors), text, counts),
     }
     for name, value in want.items():
         torch.testing.assert_close(parts[name], value)
-    total = (
-        want["cross_entropy"] + 0.3 * want["alignment"] + 0.2 * want["uniformity"] + 0.7 * want["predictor"]
-    )
+    total = want["cross_entropy"] + 0.3 * want["alignment"] + 0.2 * want["uniformity"] + 0.7 * want["predictor"]
     torch.testing.assert_close(parts["total"], total)
 
 

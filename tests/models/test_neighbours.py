@@ -57,9 +57,7 @@ def naive(train: Sessions, session: list[int], config: Neighbours) -> list[float
     sample_size=st.integers(1, 8),
     decay=st.sampled_from([0.0, 1.5, 3.0]),
 )
-def test_equals_the_definition(
-    train: Sessions, sessions: Sessions, k: int, sample_size: int, decay: float
-) -> None:
+def test_equals_the_definition(train: Sessions, sessions: Sessions, k: int, sample_size: int, decay: float) -> None:
     config = Neighbours(k=k, sample_size=sample_size, decay=decay)
     scores_BV = fitted(train, config).score(pad_sessions(sessions, V, 50))
     for row, session in enumerate(sessions):

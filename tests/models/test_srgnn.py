@@ -57,9 +57,7 @@ def test_equals_the_equations_session_by_session(steps: int) -> None:
     vectors = model(batch.items_BL, batch.length_B)
     for row, session in enumerate(SESSIONS):
         expected = naive(model, session)
-        for got, want in zip(
-            (vectors.global_BD, vectors.local_BD, vectors.session_BD), expected, strict=True
-        ):
+        for got, want in zip((vectors.global_BD, vectors.local_BD, vectors.session_BD), expected, strict=True):
             torch.testing.assert_close(got[row], want, rtol=1e-10, atol=1e-12)
 
 
@@ -101,9 +99,7 @@ def test_every_weight_has_the_right_gradient() -> None:
     parameters = dict(model.named_parameters())
     weights = torch.randn(len(SESSIONS), 6, dtype=torch.float64)
     (model(batch.items_BL, batch.length_B).session_BD * weights).sum().backward()
-    got = {
-        name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None
-    }
+    got = {name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None}
     model.zero_grad()
     sum(naive(model, session)[2] @ weights[row] for row, session in enumerate(SESSIONS)).backward()
     assert got.keys() == parameters.keys()

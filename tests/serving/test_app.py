@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,10 @@ def test_intents_of_another_catalogue_are_refused(run: Run, tmp_path: Path) -> N
     export(other)
     with pytest.raises(ValueError, match="another catalogue"):
         EmbeddingCache(*place(run), 1000, 0).reconfigure({"newer_bundle": other.uri("bundle")})
+
+
+def test_serve_can_see_the_type_of_the_arguments() -> None:
+    assert inspect.signature(build_app).parameters["args"].annotation is ServeArgs
 
 
 def test_arguments() -> None:

@@ -13,9 +13,7 @@ from llm4sbr_ray.serving.cache import CachedIntents, IntentCache, prefix_keys, s
 
 
 def intents(mark: int) -> CachedIntents:
-    return CachedIntents(
-        np.full((2, 3), mark, np.int32), np.full((2, 3), 1 / 3, np.float32), np.ones(2, np.bool_)
-    )
+    return CachedIntents(np.full((2, 3), mark, np.int32), np.full((2, 3), 1 / 3, np.float32), np.ones(2, np.bool_))
 
 
 def mark_of(found: CachedIntents | None) -> int | None:

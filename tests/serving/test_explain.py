@@ -24,9 +24,7 @@ NAMES = ["long-term", "short-term"]
 
 @pytest.fixture(params=["average", "gate", "residual"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return run_config(
-        tmp_path_factory.mktemp("r"), model={"width": 16, "max_length": 8, "fusion": request.param}
-    )
+    return run_config(tmp_path_factory.mktemp("r"), model={"width": 16, "max_length": 8, "fusion": request.param})
 
 
 @pytest.fixture

@@ -59,9 +59,7 @@ def build_graphs(items_BL: Tensor, length_B: Tensor, n_items: int) -> SessionGra
         V.
     """
     L = items_BL.shape[1]
-    session_N, position_N = torch.nonzero(
-        torch.arange(L, device=items_BL.device) < length_B[:, None], as_tuple=True
-    )
+    session_N, position_N = torch.nonzero(torch.arange(L, device=items_BL.device) < length_B[:, None], as_tuple=True)
     key_M, node_N = torch.unique(session_N * n_items + items_BL[session_N, position_N], return_inverse=True)
     M = len(key_M)
     follows = session_N[1:] == session_N[:-1]
@@ -124,9 +122,7 @@ class SRGNN(Backbone):
             node_MD = self.propagate(node_MD, graphs)
         local_BD = node_MD[graphs.last_B]
         gate_N = self.click_gates(node_MD, local_BD, graphs)
-        global_BD = F.embedding_bag(
-            graphs.node_N, node_MD, graphs.offset_B, mode="sum", per_sample_weights=gate_N
-        )
+        global_BD = F.embedding_bag(graphs.node_N, node_MD, graphs.offset_B, mode="sum", per_sample_weights=gate_N)
         return SessionVectors(global_BD, local_BD, self.mix(torch.cat([local_BD, global_BD], dim=1)))
 
     def propagate(self, node_MD: Tensor, graphs: SessionGraphs) -> Tensor:
