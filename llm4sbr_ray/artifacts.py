@@ -39,9 +39,7 @@ class Store:
                 self.fs, root = pafs.FileSystem.from_uri(location)
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"storage {location!r} cannot be opened: {error}") from error
-            self._scheme = (
-                "" if isinstance(self.fs, pafs.LocalFileSystem) else location.split("://", 1)[0] + "://"
-            )
+            self._scheme = "" if isinstance(self.fs, pafs.LocalFileSystem) else location.split("://", 1)[0] + "://"
         else:
             self.fs, root, self._scheme = pafs.LocalFileSystem(), str(Path(location).absolute()), ""
         self.root = root.rstrip("/")
@@ -86,9 +84,7 @@ class Store:
 
     def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file, or all Parquet files of a folder in the order of their names."""
-        paths = (
-            [self.path(*parts)] if parts[-1].endswith(".parquet") else self.files(*parts, suffix=".parquet")
-        )
+        paths = [self.path(*parts)] if parts[-1].endswith(".parquet") else self.files(*parts, suffix=".parquet")
         if not paths:
             raise FileNotFoundError(f"no Parquet files under {self.uri(*parts)}")
         columns = None if columns is None else list(columns)
@@ -153,9 +149,7 @@ class Run(Store):
         stages = self.manifest()["stages"]
         missing = [name for name in after if stages.get(name, {}).get("status") != "done"]
         if missing:
-            raise UserError(
-                f"{self.uri()}: stage {missing[0]!r} has not been run: run it first (jobs/pipeline.py)"
-            )
+            raise UserError(f"{self.uri()}: stage {missing[0]!r} has not been run: run it first (jobs/pipeline.py)")
         parts = [_plain(settings), [stages[name]["input_hash"] for name in after]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

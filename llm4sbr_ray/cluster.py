@@ -69,9 +69,7 @@ def require(bundles: list[dict[str, float]], purpose: str, timeout_s: float) -> 
 
 
 def _total(bundles: list[dict[str, float]]) -> str:
-    return _show(
-        {key: sum(bundle.get(key, 0) for bundle in bundles) for key in sorted(set().union(*bundles))}
-    )
+    return _show({key: sum(bundle.get(key, 0) for bundle in bundles) for key in sorted(set().union(*bundles))})
 
 
 def _show(resources: dict[str, float]) -> str:

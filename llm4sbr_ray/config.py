@@ -20,9 +20,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from llm4sbr_ray.errors import UserError
 
-NAME_PATTERN = (
-    r"^[a-z0-9][a-z0-9_.-]{0,63}$"  # what may name a run, a perspective or a model: safe in any path
-)
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"  # what may name a run, a perspective or a model: safe in any path
 
 
 class Section(BaseModel):
@@ -53,13 +51,9 @@ class Columns(Section):
 class Split(Section):
     by: Literal["column", "time", "ratio"] = "column"
     test_values: tuple[str, ...] = ("test",)  # by column: these rows are test; "valid" rows count as train
-    test_fraction: float = Field(
-        default=0.1, gt=0, lt=1
-    )  # by time: the last sessions; by ratio: hashed by session id
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)  # by time: the last sessions; by ratio: hashed by session id
     valid_fraction: float = Field(default=0.1, gt=0, lt=1)  # of the train sessions
-    valid_by: Literal["random", "last"] = (
-        "random"  # "last": the last train rows (where rows are in time order)
-    )
+    valid_by: Literal["random", "last"] = "random"  # "last": the last train rows (where rows are in time order)
 
 
 class DataConfig(Section):
@@ -72,19 +66,13 @@ class DataConfig(Section):
     columns: Columns = Columns()
     split: Split = Split()
     samples: Literal["every-prefix", "last-item"] = "every-prefix"
-    unknown_items: Literal["quarantine", "drop"] = (
-        "quarantine"  # a session with an item that the catalogue lacks
-    )
-    max_session_items: int = Field(
-        default=1000, ge=2
-    )  # longer ones are quarantined: crawlers, and quadratic cost
+    unknown_items: Literal["quarantine", "drop"] = "quarantine"  # a session with an item that the catalogue lacks
+    max_session_items: int = Field(default=1000, ge=2)  # longer ones are quarantined: crawlers, and quadratic cost
 
     @model_validator(mode="after")
     def _tables_are_named(self) -> DataConfig:
         if self.source == "tables" and self.sessions is None:
-            raise ValueError(
-                "data.sessions is missing: give the path of the session table, or data.source: demo"
-            )
+            raise ValueError("data.sessions is missing: give the path of the session table, or data.source: demo")
         return self
 
 
@@ -125,9 +113,7 @@ class Engine(Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
     pipeline_parallel_size: int = Field(default=1, ge=1)
     cpus_per_actor: float = Field(default=1, gt=0)  # logical CPUs of one actor
-    batch_size: int = Field(
-        default=128, ge=1
-    )  # rows of one Ray Data batch: at most these are lost with an actor
+    batch_size: int = Field(default=128, ge=1)  # rows of one Ray Data batch: at most these are lost with an actor
     max_concurrent_batches: int = Field(default=4, ge=1)
     write_rows: int = Field(default=1024, ge=1)  # rows of one written block: the grain of resuming
     max_model_len: int = Field(default=1024, ge=64)
@@ -163,9 +149,7 @@ class Perspectives(Section):
     pocket: PocketLM = PocketLM()
     max_error_rate: float = Field(default=0.05, ge=0, le=1)  # above it the stage fails at its end
     retries: int = Field(default=1, ge=0)  # rounds that ask again what failed
-    schedule_timeout_s: float = Field(
-        default=45, gt=0, le=60
-    )  # wait for an autoscaler this long, then refuse
+    schedule_timeout_s: float = Field(default=45, gt=0, le=60)  # wait for an autoscaler this long, then refuse
     splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
 
     @field_validator("views")
@@ -181,9 +165,7 @@ class Perspectives(Section):
 class Text(Section):
     """Text encoder and intent localisation."""
 
-    model: str = (
-        "all-MiniLM-L6-v2"  # this one ships with the package; else any sentence-transformers name or path
-    )
+    model: str = "all-MiniLM-L6-v2"  # this one ships with the package; else any sentence-transformers name or path
     batch_size: int = Field(default=128, ge=1)
     max_text_chars: int = Field(default=256, ge=8)
     localised_items: int = Field(default=5, ge=1, le=50)  # r
@@ -197,7 +179,7 @@ class ModelConfig(Section):
     max_length: int = Field(default=50, ge=1)  # the last clicks that the backbone sees
     dropout: float = Field(default=0.2, ge=0, lt=1)
     gnn_steps: int = Field(default=1, ge=1)
-    fusion: Literal["average", "gate", "residual"] = "gate"
+    fusion: Literal["average", "gate", "residual"] = "residual"  # chosen on validation, see docs/results.md
     alignment: float = Field(default=0.1, ge=0)  # lambda
     uniformity: float = Field(default=0.1, ge=0)
     predictor: float = Field(default=0.1, ge=0)  # weight of the intent predictor's loss
@@ -244,16 +226,10 @@ class ExportConfig(Section):
 
 
 class ClusterConfig(Section):
-    address: str | None = (
-        None  # None: RAY_ADDRESS if set, else a fresh local Ray; "auto": the cluster running here
-    )
-    local_cpus: int = Field(
-        default=8, ge=1
-    )  # logical CPUs of a fresh local Ray: stages wait for each other below 8
+    address: str | None = None  # None: RAY_ADDRESS if set, else a fresh local Ray; "auto": the cluster running here
+    local_cpus: int = Field(default=8, ge=1)  # logical CPUs of a fresh local Ray: stages wait for each other below 8
     object_store_mb: int = Field(default=1024, ge=128)  # of a fresh local Ray
-    worker_logs: bool = (
-        False  # print what workers print (vLLM says a lot); Ray keeps it in its log folder anyway
-    )
+    worker_logs: bool = False  # print what workers print (vLLM says a lot); Ray keeps it in its log folder anyway
 
 
 class RunConfig(BaseSettings):

@@ -167,9 +167,7 @@ def _figures(database: duckdb.DuckDBPyConnection, view: str) -> dict[str, Any]:
         "quantile_cont(answered_at, 0.1), quantile_cont(answered_at, 0.9) FROM answers "
         "WHERE prompt_key IN (SELECT prompt_key FROM prompts WHERE view = $view)"
     )
-    prompts, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(
-        database.execute(query, {"view": view})
-    )
+    prompts, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(database.execute(query, {"view": view}))
     # From the 10th to the 90th percentile of answer times: without the engine's start and the last stragglers.
     steady = 0.8 * prompts / (ninetieth - tenth) if ninetieth > tenth else None
     return {

@@ -21,9 +21,7 @@ from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Engine, Perspectives
 from llm4sbr_ray.perspectives.prompts import clean_title, messages
 
-HELPER_CPUS = (
-    0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
-)
+HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
 ANSWER_SCHEMA = pa.schema(
     [
         ("prompt_key", pa.string()),
@@ -113,9 +111,7 @@ def _processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCo
             engine_kwargs["dtype"] = "float32"  # vLLM would take bfloat16, which most CPUs only emulate
         # Keeps model and scheduler in one process. In two, each holds a core: one computes, the other spins.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = (
-            "nobind"  # Ray shares the cores; pinning all to one would starve it
-        )
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # Ray shares the cores; pinning all to one would starve it
     return vLLMEngineProcessorConfig(
         model_source=model,
         engine_kwargs=engine_kwargs | engine.engine_kwargs,

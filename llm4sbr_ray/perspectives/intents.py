@@ -33,9 +33,7 @@ def encode_items(run: Run) -> bool:
             num_cpus=ENCODER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        table = pa.concat_tables(encoded.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by(
-            "item_idx"
-        )
+        table = pa.concat_tables(encoded.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("item_idx")
         stage.store.write_table(table, "text", "items.parquet")
         return {"rows": len(table), "model": run.config.text.model}
 
@@ -63,9 +61,7 @@ def item_embeddings(run: Store) -> FloatArray:
 def float_lists(array_NE: FloatArray) -> pa.ListArray:
     """A matrix as an Arrow column of lists."""
     n, e = array_NE.shape
-    return pa.ListArray.from_arrays(
-        pa.array(np.arange(0, n * e + 1, e), pa.int32()), pa.array(array_NE.ravel())
-    )
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, n * e + 1, e), pa.int32()), pa.array(array_NE.ravel()))
 
 
 def localise_answers(run: Run) -> bool:
@@ -122,7 +118,9 @@ def _body(stage: Stage) -> Facts:
             f"FROM intent_{i} t LEFT JOIN localised l USING (answer) ORDER BY t.position"
         )
         rows = relational.copy_to(query, stage.store, f"intents/{name}", INTENT_SCHEMA)
-        ((exact, grounded),) = database.sql(f"SELECT avg(exact_title::INT), avg(grounded::INT) FROM intent_{i}").fetchall()
+        ((exact, grounded),) = database.sql(
+            f"SELECT avg(exact_title::INT), avg(grounded::INT) FROM intent_{i}"
+        ).fetchall()
         facts[name] = {"rows": rows, "exact_title_rate": round(exact, 4), "grounded_rate": round(grounded, 4)}
     rows = sum(_join_samples(stage, database, split, len(names)) for split in run.config.perspectives.splits)
     stage.store.delete("work")
@@ -189,9 +187,7 @@ class Localise:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         answers = batch["answer"].to_pylist()
-        found = localise(
-            self.encoder.encode(answers), self.items_VE, self.text.localised_items, self.text.min_cosine
-        )
+        found = localise(self.encoder.encode(answers), self.items_VE, self.text.localised_items, self.text.min_cosine)
         return pa.table(
             {
                 "answer": batch["answer"],

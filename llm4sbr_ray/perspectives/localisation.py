@@ -24,9 +24,7 @@ class Localised:
     grounded_N: npt.NDArray[np.bool_]
 
 
-def localise(
-    answer_NE: FloatArray, item_VE: FloatArray, r: int, min_cosine: float, chunk: int = 1024
-) -> Localised:
+def localise(answer_NE: FloatArray, item_VE: FloatArray, r: int, min_cosine: float, chunk: int = 1024) -> Localised:
     """Tie each answer to its `r` nearest items.
 
     Parameters

@@ -78,12 +78,8 @@ def train_pocket_lm(
     )
     began = time.monotonic()
     parts = _prompt_parts(tokenizer, titles, config)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=pocket.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, pocket.learning_rate, pocket.steps, pct_start=0.1
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=pocket.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, pocket.learning_rate, pocket.steps, pct_start=0.1)
     losses: list[float] = []
     tokens = 0
     model.train()
@@ -161,9 +157,7 @@ def _prompt_parts(tokenizer: PreTrainedTokenizerFast, titles: Sequence[str], con
     marker = "\x00"
     heads = []
     for view in config.views:
-        text = tokenizer.apply_chat_template(
-            messages(view, [marker]), tokenize=False, add_generation_prompt=True
-        )
+        text = tokenizer.apply_chat_template(messages(view, [marker]), tokenize=False, add_generation_prompt=True)
         head, tail = text.split("1. " + marker)
         heads.append(tokenizer.encode(head, add_special_tokens=False))
     first = [tokenizer.encode(f"{n}.", add_special_tokens=False) for n in range(1, config.max_items + 1)]
@@ -176,9 +170,7 @@ def _prompt_parts(tokenizer: PreTrainedTokenizerFast, titles: Sequence[str], con
 
     assert tokenizer.pad_token_id is not None and tokenizer.eos_token_id is not None
     tail_ids = tokenizer.encode(tail, add_special_tokens=False)
-    return _Parts(
-        heads, numbered, plain, tail_ids, [int(tokenizer.eos_token_id)], int(tokenizer.pad_token_id)
-    )
+    return _Parts(heads, numbered, plain, tail_ids, [int(tokenizer.eos_token_id)], int(tokenizer.pad_token_id))
 
 
 def _batch(

@@ -44,9 +44,7 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """N texts -> N x E, float32; rows of zeros for empty texts. Equal texts are encoded once."""
         cut = [text[: self.config.max_text_chars] for text in texts]
-        unique = sorted(
-            set(cut) - {""}, key=lambda text: (len(text), text)
-        )  # like lengths together: little padding
+        unique = sorted(set(cut) - {""}, key=lambda text: (len(text), text))  # like lengths together: little padding
         out = np.zeros((len(cut), self.width), np.float32)
         if unique:
             vectors = self.model.encode(

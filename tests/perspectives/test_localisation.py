@@ -24,10 +24,7 @@ def naive(
     if cosines[best[0]] < min_cosine or total <= 0:
         return best, [0.0] * r, [0.0] * len(answer)
     weights = [max(0.0, cosines[j]) / total for j in best]
-    vector = [
-        math.fsum(w * float(items[j][d]) for w, j in zip(weights, best, strict=True))
-        for d in range(len(answer))
-    ]
+    vector = [math.fsum(w * float(items[j][d]) for w, j in zip(weights, best, strict=True)) for d in range(len(answer))]
     return best, weights, vector
 
 

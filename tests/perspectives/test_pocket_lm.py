@@ -10,11 +10,7 @@ from llm4sbr_ray.config import Perspectives, PocketLM
 from llm4sbr_ray.perspectives.pocket_lm import train_pocket_lm
 from llm4sbr_ray.perspectives.prompts import messages
 
-TITLES = [
-    f"{brand} {thing}"
-    for brand in ("Acme", "Zenith", "Borealis")
-    for thing in ("tent", "stove", "lamp", "mat")
-]
+TITLES = [f"{brand} {thing}" for brand in ("Acme", "Zenith", "Borealis") for thing in ("tent", "stove", "lamp", "mat")]
 CONFIG = Perspectives(
     max_items=4,
     pocket=PocketLM(layers=1, width=32, heads=2, vocab=400, steps=150, batch_size=16, learning_rate=1e-2),

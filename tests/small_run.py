@@ -1,0 +1,11 @@
+"""Settings that make the demo small enough for a test."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    *("--config", str(ROOT / "configs" / "demo.yaml")),
+    *("--data.demo.sessions", "320", "--data.demo.items", "120"),
+    *("--perspectives.pocket.steps", "40", "--perspectives.engine.write_rows", "128"),
+    *("--train.epochs", "3", "--train.seeds", "0", "--evaluate.example_sessions", "2"),
+]
