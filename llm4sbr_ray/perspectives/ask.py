@@ -15,18 +15,17 @@ from llm4sbr_ray.perspectives import engine, relational
 from llm4sbr_ray.perspectives.progress import Progress
 from llm4sbr_ray.perspectives.render import render, unique_prompts
 
-PERSPECTIVE_SCHEMA = pa.schema(
-    [
-        ("sample_key", pa.string()),
-        ("split", pa.string()),
-        ("position", pa.int64()),
-        ("prompt_key", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("generated_tokens", pa.int32()),
-        ("answer", pa.string()),
-        ("error", pa.string()),
-    ]
-)
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("sample_key", pa.string()),
+    pa.field("split", pa.string()),
+    pa.field("position", pa.int64()),
+    pa.field("prompt_key", pa.string()),
+    pa.field("prompt_tokens", pa.int32()),
+    pa.field("generated_tokens", pa.int32()),
+    pa.field("answer", pa.string()),
+    pa.field("error", pa.string()),
+]
+PERSPECTIVE_SCHEMA = pa.schema(_FIELDS)
 
 
 def ask_perspectives(run: Run, model: str, model_identity: str, after: list[str]) -> bool:
@@ -146,7 +145,8 @@ def _failed_prompts(work: Store, number: int, asked: Store, rows_a_file: int) ->
     database.register("answers", relational.dataset(work, "answers", f"round-{number - 1}"))
     database.register("asked_before", relational.dataset(work, "asked", f"round-{number - 1}"))
     query = database.sql(
-        "SELECT b.* FROM asked_before b JOIN answers a USING (prompt_key) WHERE a.error IS NOT NULL ORDER BY view, items"
+        "SELECT b.* FROM asked_before b JOIN answers a USING (prompt_key) WHERE a.error IS NOT NULL "
+        "ORDER BY view, items"
     )
     return relational.copy_to(query, asked, "", rows_a_file=rows_a_file)
 
@@ -167,7 +167,9 @@ def _figures(database: duckdb.DuckDBPyConnection, view: str) -> dict[str, Any]:
         "quantile_cont(answered_at, 0.1), quantile_cont(answered_at, 0.9) FROM answers "
         "WHERE prompt_key IN (SELECT prompt_key FROM prompts WHERE view = $view)"
     )
-    prompts, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(database.execute(query, {"view": view}))
+    prompts, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(
+        database.sql(query, params={"view": view})
+    )
     # From the 10th to the 90th percentile of answer times: without the engine's start and the last stragglers.
     steady = 0.8 * prompts / (ninetieth - tenth) if ninetieth > tenth else None
     return {

@@ -22,22 +22,21 @@ from llm4sbr_ray.config import Engine, Perspectives
 from llm4sbr_ray.perspectives.prompts import clean_title, messages
 
 HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
-ANSWER_SCHEMA = pa.schema(
-    [
-        ("prompt_key", pa.string()),
-        ("answer", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("generated_tokens", pa.int32()),
-        ("error", pa.string()),
-        ("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
-    ]
-)
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("prompt_key", pa.string()),
+    pa.field("answer", pa.string()),
+    pa.field("prompt_tokens", pa.int32()),
+    pa.field("generated_tokens", pa.int32()),
+    pa.field("error", pa.string()),
+    pa.field("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
+]
+ANSWER_SCHEMA = pa.schema(_FIELDS)
 
 
 def uses_gpu(engine: Engine) -> bool:
     """Whether the engine's actors go to GPUs: as configured, or where the cluster has any."""
     if engine.device == "auto":
-        return ray.cluster_resources().get("GPU", 0) > 0
+        return bool(ray.cluster_resources().get("GPU", 0) > 0)
     return engine.device == "gpu"
 
 
@@ -168,29 +167,26 @@ class Tokenise:
             "top_p": sampling.top_p,
             "seed": sampling.seed,
         }
-        views, items = batch["view"].to_pylist(), batch["items"].to_pylist()
+        views: list[Any] = batch["view"].to_pylist()
+        items: list[Any] = batch["items"].to_pylist()
         tokens = [self.tokens(view, shown) for view, shown in zip(views, items, strict=True)]
-        yield pa.table(
-            {
-                "prompt_key": batch["prompt_key"],
-                "tokenized_prompt": pa.array(tokens, pa.list_(pa.int32())),
-                "sampling_params": pa.array([params] * len(batch)),
-            }
-        )
+        answers = batch.select(["prompt_key"])
+        answers = answers.append_column("tokenized_prompt", pa.array(tokens, pa.list_(pa.int32())))
+        yield answers.append_column("sampling_params", pa.array([params] * len(batch)))
 
 
 def extract(batch: Any) -> pa.Table:
     """The vLLM stage's rows -> `ANSWER_SCHEMA`."""
     failed = batch["__inference_error__"].fillna("").astype(str)
     text = batch["generated_text"].fillna("").astype(str).str.split().str.join(" ")
-    error = np.where(failed != "", failed, np.where(text == "", "empty answer", None))
+    error = failed.mask(failed == "", text.map({"": "empty answer"}))  # null where there is an answer
     return pa.table(
         {
             "prompt_key": pa.array(batch["prompt_key"].astype(str), pa.string()),
             "answer": pa.array(text, pa.string()),
             "prompt_tokens": pa.array(batch["num_input_tokens"].fillna(0), pa.int32()),
             "generated_tokens": pa.array(batch["num_generated_tokens"].fillna(0), pa.int32()),
-            "error": pa.array(error, pa.string()),
+            "error": pa.array(error.astype(object).where(error.notna(), None), pa.string()),
             "answered_at": pa.array(np.full(len(batch), time.time())),
         },
         schema=ANSWER_SCHEMA,

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import ray
@@ -59,7 +60,9 @@ def train_sessions(run: Run) -> list[list[int]]:
     """Whole train sessions: the longest prefix of each with its target. Never validation, never test."""
     samples = run.read_table("data", "train", columns=["items", "target", "is_last"])
     whole = samples.filter(pc.field("is_last"))
-    pairs = zip(whole["items"].to_pylist(), whole["target"].to_pylist(), strict=True)
+    prefixes: list[Any] = whole["items"].to_pylist()
+    targets: list[Any] = whole["target"].to_pylist()
+    pairs = zip(prefixes, targets, strict=True)
     return [[*items, target] for items, target in pairs]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
@@ -47,19 +49,19 @@ class EncodeItems:
         self.encoder = TextEncoder(config, threads=2)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        vectors = self.encoder.encode(batch["text"].to_pylist())
-        return pa.table({"item_idx": batch["item_idx"], "embedding": float_lists(vectors)})
+        texts: list[Any] = batch["text"].to_pylist()
+        return batch.select(["item_idx"]).append_column("embedding", list_column(self.encoder.encode(texts)))
 
 
 def item_embeddings(run: Store) -> FloatArray:
     """V x E from ``text/items.parquet``, in the order of item_idx."""
     table = run.read_table("text", "items.parquet")
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(table["embedding"]).to_numpy()
     return np.ascontiguousarray(flat.reshape(len(table), -1), dtype=np.float32)
 
 
-def float_lists(array_NE: FloatArray) -> pa.ListArray:
-    """A matrix as an Arrow column of lists."""
+def list_column(array_NE: npt.NDArray[Any]) -> pa.Array[Any]:
+    """A matrix as an Arrow column of lists, a row each."""
     n, e = array_NE.shape
     return pa.ListArray.from_arrays(pa.array(np.arange(0, n * e + 1, e), pa.int32()), pa.array(array_NE.ravel()))
 
@@ -129,13 +131,13 @@ def _body(stage: Stage) -> Facts:
 
 INTENT_SCHEMA = pa.schema(
     [
-        ("sample_key", pa.string()),
-        ("item_idx", pa.list_(pa.int32())),
-        ("weight", pa.list_(pa.float32())),
-        ("grounded", pa.bool_()),
-        ("exact_title", pa.bool_()),
-        ("cosine", pa.float32()),
-        ("embedding", pa.list_(pa.float16())),
+        pa.field("sample_key", pa.string()),
+        pa.field("item_idx", pa.list_(pa.int32())),
+        pa.field("weight", pa.list_(pa.float32())),
+        pa.field("grounded", pa.bool_()),
+        pa.field("exact_title", pa.bool_()),
+        pa.field("cosine", pa.float32()),
+        pa.field("embedding", pa.list_(pa.float16())),
     ]
 )
 
@@ -175,25 +177,25 @@ class Localise:
     def schema() -> pa.Schema:
         return pa.schema(
             [
-                ("answer", pa.string()),
-                ("item_idx", pa.list_(pa.int32())),
-                ("weight", pa.list_(pa.float32())),
-                ("embedding", pa.list_(pa.float32())),
-                ("cosine", pa.float32()),
-                ("grounded", pa.bool_()),
-                ("exact_title", pa.bool_()),
+                pa.field("answer", pa.string()),
+                pa.field("item_idx", pa.list_(pa.int32())),
+                pa.field("weight", pa.list_(pa.float32())),
+                pa.field("embedding", pa.list_(pa.float32())),
+                pa.field("cosine", pa.float32()),
+                pa.field("grounded", pa.bool_()),
+                pa.field("exact_title", pa.bool_()),
             ]
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        answers = batch["answer"].to_pylist()
+        answers: list[Any] = batch["answer"].to_pylist()
         found = localise(self.encoder.encode(answers), self.items_VE, self.text.localised_items, self.text.min_cosine)
         return pa.table(
             {
-                "answer": batch["answer"],
-                "item_idx": float_lists(found.item_NR).cast(pa.list_(pa.int32())),
-                "weight": float_lists(found.weight_NR),
-                "embedding": float_lists(found.vector_NE),
+                "answer": batch["answer"].combine_chunks(),
+                "item_idx": list_column(found.item_NR).cast(pa.list_(pa.int32())),
+                "weight": list_column(found.weight_NR),
+                "embedding": list_column(found.vector_NE),
                 "cosine": pa.array(found.cosine_N),
                 "grounded": pa.array(found.grounded_N),
                 "exact_title": pa.array([answer.casefold() in self.titles for answer in answers]),

@@ -166,9 +166,8 @@ def _prompt_parts(tokenizer: PreTrainedTokenizerFast, titles: Sequence[str], con
     plain = [tokenizer.encode(title, add_special_tokens=False) for title in titles]
 
     def numbered(n: int, item: int) -> list[int]:
-        return (line_break if n > 1 else []) + first[n - 1] + spaced[item]
+        return [*(line_break if n > 1 else []), *first[n - 1], *spaced[item]]
 
-    assert tokenizer.pad_token_id is not None and tokenizer.eos_token_id is not None
     tail_ids = tokenizer.encode(tail, add_special_tokens=False)
     return _Parts(heads, numbered, plain, tail_ids, [int(tokenizer.eos_token_id)], int(tokenizer.pad_token_id))
 

@@ -15,16 +15,15 @@ from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.engine import HELPER_CPUS, shown_titles
 from llm4sbr_ray.perspectives.prompts import prompt_key
 
-PROMPT_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),  # of the sample, over all splits: the order in which results are written
-        ("split", pa.string()),
-        ("sample_key", pa.string()),
-        ("view", pa.string()),
-        ("prompt_key", pa.string()),
-        ("items", pa.list_(pa.int32())),  # those the prompt shows
-    ]
-)
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("position", pa.int64()),  # of the sample, over all splits: the order in which results are written
+    pa.field("split", pa.string()),
+    pa.field("sample_key", pa.string()),
+    pa.field("view", pa.string()),
+    pa.field("prompt_key", pa.string()),
+    pa.field("items", pa.list_(pa.int32())),  # those the prompt shows
+]
+PROMPT_SCHEMA = pa.schema(_FIELDS)
 
 
 def sample_files(data: Store, config: Perspectives) -> list[dict[str, Any]]:
@@ -60,15 +59,16 @@ class RenderFile:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (file,) = batch.to_pylist()
         samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items"])
-        windows = [items[-self.config.max_items :] for items in samples["items"].to_pylist()]
+        prefixes: list[Any] = samples["items"].to_pylist()
+        windows = [items[-self.config.max_items :] for items in prefixes]
         shown = [[self.titles[item] for item in window] for window in windows]
         n = len(windows)
         tables = [
             pa.table(
                 {
-                    "position": np.arange(file["position"], file["position"] + n),
+                    "position": pa.array(np.arange(file["position"], file["position"] + n)),
                     "split": [file["split"]] * n,
-                    "sample_key": samples["sample_key"],
+                    "sample_key": samples["sample_key"].combine_chunks(),
                     "view": [view.name] * n,
                     "prompt_key": [prompt_key(self.model, self.config, view, titles) for titles in shown],
                     "items": windows,
