@@ -18,7 +18,7 @@ endif
 endif
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: demo test lint install bench docs clean
+.PHONY: demo test lint install bench clean
 .DEFAULT_GOAL := demo
 
 install: $(STAMP)
@@ -41,6 +41,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/models_step.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
