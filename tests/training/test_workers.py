@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from planted_run import planted_config, planted_run
+from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from llm4sbr_ray.artifacts import Run
@@ -44,7 +46,8 @@ def worker(number: int, run: Run, out: Path) -> None:
         config = run.config.train.model_copy(update={"learning_rate": learning_rate})
         try:
             done = train_model(model, train, valid, config, seed=0, wrap=DistributedDataParallel)
-            torch.save({"weights": done.last, "history": done.counters.history}, out / f"{number}.pt")
+            save_file(done.last, out / f"{number}.safetensors")
+            (out / f"{number}.json").write_text(json.dumps(done.counters.history))
         except NonFiniteLossError as error:
             (out / f"{number}.txt").write_text(str(error))
     dist.destroy_process_group()
@@ -53,11 +56,13 @@ def worker(number: int, run: Run, out: Path) -> None:
 def test_uneven_workers_stay_in_step_and_stop_together(tmp_path: Path) -> None:
     run = planted_run(planted_config(str(tmp_path)))
     mp.spawn(worker, (run, tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{number}.pt") for number in (0, 1))
-    for name, value in first["weights"].items():
-        assert torch.equal(second["weights"][name], value), name
+    first, second = (load_file(tmp_path / f"{number}.safetensors") for number in (0, 1))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
     same = ("epoch", "loss", "samples", "valid_mrr@20", "valid_score")
-    for ours, theirs in zip(first["history"], second["history"], strict=True):
+    histories = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 1))
+    for ours, theirs in zip(*histories, strict=True):
         assert [ours[name] for name in same] == [theirs[name] for name in same]
         assert ours["samples"] == sum(TRAIN_SIZES)
     first, second = ((tmp_path / f"{number}.txt").read_text() for number in (0, 1))
