@@ -29,8 +29,6 @@ def connect(cluster: ClusterConfig) -> None:
     # be committed before the whole is done, and starts up to 32 actors to read footers.
     ray_data.use_datasource_v2 = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # Ray's own C++ log prints an error for each Ray Data actor with constructor arguments (ray-project/ray#53727).
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options = {"log_to_driver": cluster.worker_logs, "logging_level": logging.WARNING}
     if address:
         ray.init(address=address, **options)

@@ -69,12 +69,15 @@ def _body(stage: Stage, model: str, model_identity: str) -> Facts:
         asked_in_all += asked
         rounds += asked > 0
     database = relational.connect()
-    database.register("answer_rounds", _rounds(work, config))
+    answered = [n for n in range(config.retries + 1) if work.exists("answers", f"round-{n}.json")]
+    for number in answered:
+        database.register(f"round_{number}", relational.dataset(work, "answers", f"round-{number}"))
+    answer_rounds = " UNION ALL ".join(f"SELECT *, {number} AS round FROM round_{number}" for number in answered)
     database.register("prompts", relational.dataset(work.below("prompts")))
     # The answer of a later round replaces the error of an earlier one.
     database.execute(
         "CREATE TABLE answers AS SELECT prompt_key, arg_max(COLUMNS(* EXCLUDE (prompt_key, round)), round) "
-        "FROM (SELECT * REPLACE (coalesce(error, '') AS error) FROM answer_rounds) GROUP BY prompt_key"
+        f"FROM (SELECT * REPLACE (coalesce(error::VARCHAR, '') AS error) FROM ({answer_rounds})) GROUP BY prompt_key"
     )
     unique, errors, example = _one(
         database.sql(
@@ -149,15 +152,6 @@ def _failed_prompts(work: Store, number: int, asked: Store, rows_a_file: int) ->
         "ORDER BY view, items"
     )
     return relational.copy_to(query, asked, "", rows_a_file=rows_a_file)
-
-
-def _rounds(work: Store, config: Perspectives) -> pa.Table:
-    tables = []
-    for number in range(config.retries + 1):
-        if work.exists("answers", f"round-{number}.json"):
-            table = work.read_table("answers", f"round-{number}").cast(engine.ANSWER_SCHEMA)
-            tables.append(table.append_column("round", pa.array([number] * len(table), pa.int32())))
-    return pa.concat_tables(tables)
 
 
 def _figures(database: duckdb.DuckDBPyConnection, view: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.float32]
 class Localised:
     """For N answers and the R items nearest to each."""
 
-    item_NR: npt.NDArray[np.int32]  # best first; equal cosines by lower item_idx
+    item_NR: npt.NDArray[np.int32]  # best first; of the chosen, equal cosines by lower item_idx
     weight_NR: FloatArray  # cosines normalised to sum 1; zeros where ungrounded
     vector_NE: FloatArray  # h: the weighted sum of the items' embeddings
     cosine_N: FloatArray  # of the best item
