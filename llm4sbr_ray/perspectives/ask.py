@@ -63,13 +63,13 @@ def _body(stage: Stage, model: str, model_identity: str) -> Facts:
         render(data, work.below("prompts"), model_identity, config)
         work.write_json(True, "prompts.done")
     _require_engine(config)
-    rounds, asked_in_all = 0, 0
-    for number in range(config.retries + 1):
-        asked = _ask_round(work, number, model, data.uri(), config)
-        asked_in_all += asked
-        rounds += asked > 0
+    # A call after one that failed for its error rate begins a new round for what failed.
+    first = _answered_rounds(work)
+    for number in range(first, first + config.retries + 1):
+        if not _ask_round(work, number, model, data.uri(), config):
+            break
+    answered = range(_answered_rounds(work))
     database = relational.connect()
-    answered = [n for n in range(config.retries + 1) if work.exists("answers", f"round-{n}.json")]
     for number in answered:
         database.register(f"round_{number}", relational.dataset(work, "answers", f"round-{number}"))
     answer_rounds = " UNION ALL ".join(f"SELECT *, {number} AS round FROM round_{number}" for number in answered)
@@ -107,7 +107,7 @@ def _body(stage: Stage, model: str, model_identity: str) -> Facts:
         "rows": sum(figures["rows"] for figures in facts.values()),
         "prompts": unique,
         "calls_saved": sum(figures["rows"] for figures in facts.values()) - unique,
-        "rounds": rounds,
+        "rounds": len(answered),
         "perspectives": facts,
     }
 
@@ -141,6 +141,13 @@ def _ask_round(work: Store, number: int, model: str, catalogue: str, config: Per
             engine.ask(asked, answers, done, model, catalogue, config)
         work.write_json(True, "answers", f"{name}.json")
     return rows
+
+
+def _answered_rounds(work: Store) -> int:
+    number = 0
+    while work.exists("answers", f"round-{number}.json"):
+        number += 1
+    return number
 
 
 def _failed_prompts(work: Store, number: int, asked: Store, rows_a_file: int) -> int:
