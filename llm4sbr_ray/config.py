@@ -179,6 +179,9 @@ class ModelConfig(Section):
     max_length: int = Field(default=50, ge=1)  # the last clicks that the backbone sees
     dropout: float = Field(default=0.2, ge=0, lt=1)
     gnn_steps: int = Field(default=1, ge=1)
+    attention_layers: int = Field(default=2, ge=1)  # of sasrec and hstu
+    attention_heads: int = Field(default=2, ge=1)  # of sasrec and hstu; a divisor of width
+    gru_layers: int = Field(default=1, ge=1)  # of gru4rec
     fusion: Literal["average", "gate", "residual"] = "residual"  # chosen on validation, see docs/results.md
     alignment: float = Field(default=0.1, ge=0)  # lambda
     uniformity: float = Field(default=0.1, ge=0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_the_contracts_names_are_known() -> None:
 
 @pytest.mark.parametrize("name", ["srgn", "srgnn+llm", "+llm4sbr", "popularity+llm4sbr", ""])
 def test_unknown_name(name: str) -> None:
-    with pytest.raises(UserError, match=r"no model .*known are popularity, sknn, srgnn, srgnn\+llm4sbr"):
+    with pytest.raises(UserError, match=f"no model .*known are {re.escape(', '.join(known_models()))}"):
         build_model(name, 12, ModelConfig(), Neighbours())
 
 
