@@ -45,6 +45,7 @@ LABELS = {
     "srgnn": "SR-GNN",
     "gru4rec": "GRU4Rec",
     "sasrec": "SASRec",
+    "hstu": "HSTU",
 }  # a model that is not listed is shown by its name
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llm4sbr_ray.config import ModelConfig, Neighbours
+from llm4sbr_ray.models.backbones import BACKBONES
 from llm4sbr_ray.models.base import Intents, Recommender, SessionBatch
 from llm4sbr_ray.models.build import build_model
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
@@ -91,8 +92,9 @@ def text_follows_from_the_last_click() -> tuple[SessionBatch, Tensor]:
     return batch, target_B
 
 
-def test_srgnn_learns_a_rule() -> None:
-    assert hit_rate(trained("srgnn", rule, steps=150), rule) > 0.95
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_learns_a_rule(name: str) -> None:
+    assert hit_rate(trained(name, rule, steps=150), rule) > 0.95
 
 
 @pytest.mark.parametrize("fusion", ["average", "residual"])

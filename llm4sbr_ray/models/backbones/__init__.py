@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.backbones.gru4rec import GRU4Rec
+from llm4sbr_ray.models.backbones.hstu import HSTU
 from llm4sbr_ray.models.backbones.sasrec import SASRec
 from llm4sbr_ray.models.backbones.srgnn import SRGNN
 from llm4sbr_ray.models.base import Backbone
@@ -14,4 +15,5 @@ BACKBONES: dict[str, Callable[[int, ModelConfig], Backbone]] = {  # name -> cons
     "srgnn": SRGNN,
     "gru4rec": GRU4Rec,
     "sasrec": SASRec,
+    "hstu": HSTU,
 }
