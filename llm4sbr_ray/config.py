@@ -182,6 +182,8 @@ class ModelConfig(Section):
     attention_layers: int = Field(default=2, ge=1)  # of sasrec and hstu
     attention_heads: int = Field(default=2, ge=1)  # of sasrec and hstu; a divisor of width
     gru_layers: int = Field(default=1, ge=1)  # of gru4rec
+    global_neighbours: int = Field(default=12, ge=1)  # of gcegnn: items next to each in the graph of all sessions
+    global_reach: int = Field(default=3, ge=1)  # of gcegnn: clicks at most this far apart are neighbours (epsilon)
     fusion: Literal["average", "gate", "residual"] = "residual"  # chosen on validation, see docs/results.md
     alignment: float = Field(default=0.1, ge=0)  # lambda
     uniformity: float = Field(default=0.1, ge=0)

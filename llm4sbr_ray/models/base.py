@@ -62,6 +62,17 @@ class Backbone(nn.Module):
         return self.item_embedding.weight[:-1]
 
 
+class GraphBackbone(Backbone):
+    """A backbone that reads a graph from all train sessions before its first step.
+
+    It keeps the graph in buffers, so that it comes back with the state dict, wherever that is loaded.
+    """
+
+    def fit_graph(self, items_N: Tensor, offsets_S1: Tensor) -> None:
+        """Read the graph from N int64 clicks; session s is items_N[offsets_S1[s] : offsets_S1[s + 1]]."""
+        raise NotImplementedError
+
+
 def pad_sessions(sessions: list[list[int]], n_items: int, max_length: int) -> SessionBatch:
     """The last `max_length` clicks of each session as one batch (a helper for callers, not for the hot path)."""
     kept = [torch.tensor(s[-max_length:], dtype=torch.int64) for s in sessions]

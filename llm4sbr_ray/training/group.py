@@ -18,15 +18,13 @@ from torch import nn
 
 from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Run, Stage, Store
-from llm4sbr_ray.models.llm4sbr import LLM4SBR
-from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.training.batches import Samples, join_samples
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
 from llm4sbr_ray.training.inputs import Source, require_samples, source
-from llm4sbr_ray.training.load import new_model
 from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.relay import Relay
+from llm4sbr_ray.training.start import starting_model
 
 RAY_TRAIN_FOLDER = "ray-train"  # beside the stage's outputs: gone when the stage is committed
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
@@ -131,8 +129,7 @@ def _work(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     train, valid = _drain("train", task.train).to(device), _drain("valid", task.valid).to(device)
     torch.manual_seed(task.seed)
-    model = new_model(task.run, task.run.config, task.model).to(device)
-    assert isinstance(model, LLM4SBR | PlainRecommender)
+    model = starting_model(task.run, task.model).to(device)
 
     def report(checkpoint: Checkpoint) -> None:
         record = checkpoint.counters.history[-1]

@@ -15,14 +15,13 @@ import torch
 from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.build import is_count_model, is_llm4sbr, known_models
-from llm4sbr_ray.models.llm4sbr import LLM4SBR
-from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
 from llm4sbr_ray.training.counts import fit_count_model
 from llm4sbr_ray.training.inputs import read_samples, require_samples, source
-from llm4sbr_ray.training.load import count_items, model_folder, new_model, save_model
+from llm4sbr_ray.training.load import count_items, model_folder, save_model
 from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
 from llm4sbr_ray.training.progress import epoch_line
+from llm4sbr_ray.training.start import starting_model
 
 # Settings that do not change what is learnt, and those that only LLM4SBR has.
 OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_failures"}
@@ -109,8 +108,7 @@ def train_here(stage: Stage, model: str, seed: int) -> Checkpoint:
     train_samples, valid_samples = (read_samples(run, source(run, model, split)) for split in ("train", "valid"))
     require_samples(run.config, len(train_samples), len(valid_samples))
     torch.manual_seed(seed)
-    built = new_model(run, run.config, model).to(device)
-    assert isinstance(built, LLM4SBR | PlainRecommender)
+    built = starting_model(run, model).to(device)
 
     def keep(checkpoint: Checkpoint) -> None:
         store.write_bytes(to_bytes(checkpoint), CHECKPOINT_FILE)

@@ -1,0 +1,26 @@
+"""The model that a training starts from."""
+
+from __future__ import annotations
+
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.models.base import GraphBackbone
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.training.counts import train_sessions
+from llm4sbr_ray.training.inputs import parquet_files
+from llm4sbr_ray.training.load import new_model
+
+
+def starting_model(run: Run, model: str) -> LLM4SBR | PlainRecommender:
+    """An untrained neural model on the CPU, the graph of a `GraphBackbone` read from the train sessions.
+
+    The graph follows from the data alone: every worker and every try finds the same one.
+    """
+    built = new_model(run, run.config, model)
+    assert isinstance(built, LLM4SBR | PlainRecommender)
+    if isinstance(built.backbone, GraphBackbone):
+        tables = (
+            run.read_table(file, columns=["items", "target", "is_last"]) for file in parquet_files(run, "data/train")
+        )
+        built.backbone.fit_graph(*train_sessions([table.filter(table["is_last"]) for table in tables]))
+    return built
