@@ -151,6 +151,7 @@ class Perspectives(Section):
     retries: int = Field(default=1, ge=0)  # rounds that ask again what failed
     schedule_timeout_s: float = Field(default=45, gt=0)  # then refuse; an autoscaler may need 900 to bring GPUs
     splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
+    store: bool | str = True  # answers that runs share: true: <storage>/answers; a path or URI; false: none
 
     @field_validator("views")
     @classmethod
@@ -185,6 +186,7 @@ class ModelConfig(Section):
     global_neighbours: int = Field(default=12, ge=1)  # of gcegnn: items next to each in the graph of all sessions
     global_reach: int = Field(default=3, ge=1)  # of gcegnn: clicks at most this far apart are neighbours (epsilon)
     fusion: Literal["average", "gate", "residual"] = "residual"  # chosen on validation, see docs/results.md
+    text_start: bool = True  # LLM4SBR's item embeddings start from the item texts, in the space of the perspectives
     alignment: float = Field(default=0.1, ge=0)  # lambda
     uniformity: float = Field(default=0.1, ge=0)
     predictor: float = Field(default=0.1, ge=0)  # weight of the intent predictor's loss
@@ -221,6 +223,19 @@ class TrainConfig(Section):
         return seeds
 
 
+class TuneConfig(Section):
+    """A search over settings (jobs/tune.py); it maximises `train.select_by` on validation data, for the first seed."""
+
+    space: str | None = None  # YAML file of a search space, or a folder of them: <model or backbone>.yaml
+    models: tuple[str, ...] = ()  # each gets the same budget; (): those of train.models that the space is for
+    trials: int = Field(default=20, ge=1)
+    concurrent: int = Field(default=2, ge=1)  # trials at a time; they share the cores of a machine
+    workers: int = Field(default=0, ge=0)  # Ray Train workers of a trial; 0: in the trial's own process, no start-up
+    grace_epochs: int = Field(default=3, ge=1)  # ASHA stops no trial before
+    reduction_factor: int = Field(default=3, ge=2)  # ASHA lets one trial of so many go on
+    max_minutes: float | None = Field(default=None, gt=0)  # of one model's search: what runs then is stopped
+
+
 class EvaluateConfig(Section):
     batch_size: int = Field(default=512, ge=1)
     example_sessions: int = Field(default=6, ge=0)  # shown in the report
@@ -252,6 +267,7 @@ class RunConfig(BaseSettings):
     model: ModelConfig = ModelConfig()
     neighbours: Neighbours = Neighbours()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ GRID = "#010204"
 SERIES = tuple(f"#0102{n:02x}" for n in range(16, 22))
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")  # never colour alone
+
+Points = Sequence[tuple[float | str, float]]
 
 
 @dataclass
@@ -51,10 +54,8 @@ def line_plot(lines: Sequence[Line], x_label: str, y_label: str, name: str, tick
     str
         An <svg> element.
     """
-    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.5, 3.4), layout="constrained", facecolor="none")
-        axes = figure.add_subplot(facecolor="none")
+    with _drawing(name):
+        figure, axes = _empty(x_label, y_label)
         named: set[tuple[int, int]] = set()
         for line in lines:
             first = (line.series, line.dashed) not in named
@@ -69,23 +70,67 @@ def line_plot(lines: Sequence[Line], x_label: str, y_label: str, name: str, tick
                 linewidth=1.6,
                 label=line.label if first else None,
             )
-        axes.set_xlabel(x_label, color=INK)
-        axes.set_ylabel(y_label, color=INK)
-        axes.tick_params(colors=INK)
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(GRID)
         if ticks is None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             axes.set_xticks(range(len(ticks)), ticks, fontsize=9)
-        figure.legend(loc="outside upper left", frameon=False, fontsize=9, labelcolor=INK, ncols=2)
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        return _finish(figure, name)
+
+
+def point_plot(points: Points, best: int | None, x_label: str, y_label: str, name: str, log: bool = False) -> str:
+    """A scatter plot that marks one point.
+
+    Parameters
+    ----------
+    points
+        Pairs (x, y); x may be texts, which then stand along the axis as they come.
+    best
+        Which point to mark.
+    x_label, y_label, name
+        As in `line_plot`.
+    log
+        Whether x is logarithmic.
+
+    Returns
+    -------
+    str
+        An <svg> element.
+    """
+    with _drawing(name):
+        figure, axes = _empty(x_label, y_label)
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        axes.plot(xs, ys, "o", color=SERIES[0], markersize=5, alpha=0.55, label="trials")
+        if best is not None:
+            axes.plot([xs[best]], [ys[best]], "D", color=SERIES[1], markersize=8, label="the best")
+        if log:
+            axes.set_xscale("log")
+        return _finish(figure, name)
+
+
+def _drawing(name: str) -> AbstractContextManager[None]:
+    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}
+    return matplotlib.rc_context(settings)  # type: ignore[no-any-return]
+
+
+def _empty(x_label: str, y_label: str) -> tuple[Figure, Any]:
+    """A figure and its axes in the style of the page."""
+    figure = Figure(figsize=(4.5, 3.4), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.tick_params(colors=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(GRID)
+    return figure, axes
+
+
+def _finish(figure: Figure, name: str) -> str:
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9, labelcolor=INK, ncols=2)
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _markup(buffer.getvalue(), name)
 
 

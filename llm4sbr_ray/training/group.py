@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,12 @@ class Task:
     progress: Queue
 
 
-def train_on_workers(stage: Stage, model: str, seed: int) -> Checkpoint:
+def train_on_workers(
+    stage: Stage, model: str, seed: int, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> Checkpoint:
     """Train with Ray Train; a try that was killed goes on from its last epoch.
+
+    `callbacks` are told of each epoch: its record, and "best_score" so far.
 
     Raises
     ------
@@ -84,6 +89,7 @@ def train_on_workers(stage: Stage, model: str, seed: int) -> Checkpoint:
                 storage_filesystem=stage.store.fs,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),  # it holds the best weights too
                 failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                callbacks=list(callbacks),
             ),
         ).fit()
     if result.return_value is not None:
@@ -132,7 +138,8 @@ def _work(config: dict[str, Any]) -> str | None:
     model = starting_model(task.run, task.model).to(device)
 
     def report(checkpoint: Checkpoint) -> None:
-        record = checkpoint.counters.history[-1]
+        counters = checkpoint.counters
+        record = {**counters.history[-1], "best_score": counters.best_score}
         if context.get_world_rank() > 0:
             ray.train.report(record)
             return

@@ -27,7 +27,7 @@ from llm4sbr_ray.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
-from llm4sbr_ray.training.validation import validate
+from llm4sbr_ray.training.validation import valid_score, validate
 from llm4sbr_ray.training.workers import gather_text, max_over_workers, rank, sum_over_workers, world_size
 
 SHOWN_KEYS = 3
@@ -105,9 +105,7 @@ def train_model(
         record: Record = {"epoch": epoch, **_train_epoch(step_module, optimizer, train, config, seed, epoch)}
         began = time.perf_counter()
         record |= validate(model, valid, config.batch_size)
-        ways = [f"valid_{way}{config.select_by}" for way in ("", "llm_free_")]
-        scores = [record[name] for name in ways if name in record]
-        record["valid_score"] = sum(scores) / len(scores)
+        record["valid_score"] = valid_score(record, config.select_by)
         record["valid_seconds"] = round(time.perf_counter() - began, 3)
         counters.epoch = epoch
         counters.history.append(record)

@@ -7,6 +7,7 @@ Each pair is a stage of its own, so a run that is killed or gets one more model 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.build import is_count_model, is_llm4sbr, known_models
-from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
+from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Counters, from_bytes, to_bytes
 from llm4sbr_ray.training.counts import fit_count_model
 from llm4sbr_ray.training.inputs import read_samples, require_samples, source
 from llm4sbr_ray.training.load import count_items, model_folder, save_model
@@ -25,7 +26,7 @@ from llm4sbr_ray.training.start import starting_model
 
 # Settings that do not change what is learnt, and those that only LLM4SBR has.
 OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_failures"}
-LLM4SBR_ONLY = {"fusion", "alignment", "uniformity", "predictor"}
+LLM4SBR_ONLY = {"fusion", "text_start", "alignment", "uniformity", "predictor"}
 
 
 def train(run: Run) -> None:
@@ -48,14 +49,14 @@ def train(run: Run) -> None:
             run.stage(
                 folder,
                 outputs=[folder],
-                settings=_settings(run, model, seed),
+                settings=learning_settings(run, model, seed),
                 after=["ingest", "intents"] if is_llm4sbr(model) else ["ingest"],
                 body=partial(_body, model=model, seed=seed),
             )
 
 
-def _settings(run: Run, model: str, seed: int) -> Any:
-    """All that determines the result."""
+def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
+    """All settings that determine the weights of a model."""
     config = run.config
     if is_count_model(model):
         return {"model": model, "neighbours": config.neighbours}
@@ -71,10 +72,11 @@ def _settings(run: Run, model: str, seed: int) -> Any:
 def _body(stage: Stage, model: str, seed: int) -> Facts:
     if is_count_model(model):
         return fit_count_model(stage, model, seed)
+    train_model_somewhere: Callable[[Stage, str, int], Checkpoint] = train_here
     if stage.run.config.train.workers:
-        from llm4sbr_ray.training.group import train_on_workers as train_model_somewhere  # imports Ray
-    else:
-        train_model_somewhere = train_here
+        from llm4sbr_ray.training.group import train_on_workers  # imports Ray
+
+        train_model_somewhere = train_on_workers
     try:
         done = train_model_somewhere(stage, model, seed)
     except NonFiniteLossError as error:
@@ -101,8 +103,13 @@ def _body(stage: Stage, model: str, seed: int) -> Facts:
     }
 
 
-def train_here(stage: Stage, model: str, seed: int) -> Checkpoint:
-    """Train in this process (`train.workers` 0), without Ray; a killed try goes on from its last epoch."""
+def train_here(
+    stage: Stage, model: str, seed: int, on_epoch: Callable[[Counters], None] = lambda counters: None
+) -> Checkpoint:
+    """Train in this process (`train.workers` 0), without Ray; a killed try goes on from its last epoch.
+
+    `on_epoch` is called after each epoch, when its checkpoint is written.
+    """
     run, store = stage.run, stage.store
     device = torch.device("cuda" if run.config.train.gpus_per_worker else "cpu")
     train_samples, valid_samples = (read_samples(run, source(run, model, split)) for split in ("train", "valid"))
@@ -113,6 +120,7 @@ def train_here(stage: Stage, model: str, seed: int) -> Checkpoint:
     def keep(checkpoint: Checkpoint) -> None:
         store.write_bytes(to_bytes(checkpoint), CHECKPOINT_FILE)
         print(epoch_line(stage.name, checkpoint.counters), flush=True)
+        on_epoch(checkpoint.counters)
 
     return train_model(
         built,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,13 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
     zero = torch.zeros((), dtype=torch.float64, device=device)
     total = sum_over_workers(torch.stack([*(sums.get(name, zero) for name in names), zero + len(samples)]))
     return {name: float(value / total[-1]) for name, value in zip(names, total, strict=False)}
+
+
+def valid_score(metrics: dict[str, Any], metric: str) -> float:
+    """What a model is picked by: its validation metric, for LLM4SBR the mean of it with LLM intents and LLM-free."""
+    names = [f"valid_{way}{metric}" for way in ("", "llm_free_")]
+    scores = [metrics[name] for name in names if name in metrics]
+    return float(sum(scores) / len(scores))
 
 
 def _ways(model: Recommender, samples: Samples) -> tuple[str, ...]:
