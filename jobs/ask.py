@@ -9,4 +9,4 @@ from llm4sbr_ray.cli import main
 from llm4sbr_ray.serving.ask import ask
 
 if __name__ == "__main__":
-    sys.exit(main(ask))
+    sys.exit(main(ask, writes=False))

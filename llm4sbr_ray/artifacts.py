@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import posixpath
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from llm4sbr_ray.config import RunConfig
 from llm4sbr_ray.errors import UserError
 
 VERSIONED = ("llm4sbr-ray", "ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy")
+LOCK_FILE = "lock.json"  # see lock.py
 Facts = dict[str, Any]
 
 
@@ -35,8 +37,15 @@ class Store:
 
     def __init__(self, location: str) -> None:
         if "://" in location:
+            if "?" in location:
+                raise UserError(
+                    f"storage {location!r}: options after '?' are not taken. Set them in the environment, for S3 "
+                    "AWS_ENDPOINT_URL and AWS_DEFAULT_REGION (docs/operations.md)"
+                )
+            # A small S3 object is then one request, not the three of a multipart upload.
+            options = "?allow_delayed_open=true" if location.startswith("s3://") else ""
             try:
-                self.fs, root = pafs.FileSystem.from_uri(location)
+                self.fs, root = pafs.FileSystem.from_uri(location + options)
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"storage {location!r} cannot be opened: {error}") from error
             self._scheme = "" if isinstance(self.fs, pafs.LocalFileSystem) else location.split("://", 1)[0] + "://"
@@ -70,7 +79,7 @@ class Store:
         target = self.path(*parts)
         self.fs.create_dir(posixpath.dirname(target), recursive=True)
         # Local files appear by rename. Object stores publish an object only when its upload is complete.
-        aside = target + ".tmp" if isinstance(self.fs, pafs.LocalFileSystem) else target
+        aside = f"{target}.{os.getpid()}.tmp" if isinstance(self.fs, pafs.LocalFileSystem) else target
         with self.fs.open_output_stream(aside) as stream:
             stream.write(data)
         if aside != target:
@@ -137,12 +146,17 @@ class Run(Store):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.storage)
         self.config = config
+        self.owner: str | None = None  # of the lock, while this process holds it
         self.root = posixpath.join(self.root, config.name)
 
     def manifest(self) -> dict[str, Any]:
         if self.exists("run.json"):
             return dict(self.read_json("run.json"))
         return {"name": self.config.name, "config": {}, "seeds": [], "versions": {}, "stages": {}}
+
+    def owns_lock(self) -> bool:
+        """Whether the run's lock is still that of this driver."""
+        return self.exists(LOCK_FILE) and self.read_json(LOCK_FILE)["owner"] == self.owner
 
     def input_hash(self, settings: Any, after: Sequence[str]) -> str:
         """Hash of a stage's settings and of the stages it reads from."""
@@ -208,6 +222,11 @@ class Run(Store):
                 **facts,
             }
             partial.write_json(entry, "complete.json")
+        if self.owner is not None and not self.owns_lock():
+            raise UserError(
+                f"{self.uri()}: stage {name!r} is not committed: another driver has taken the run over, as this one "
+                "gave no sign of life. Nothing of its work was touched"
+            )
         for output in outputs:
             if self.exists(aside, "out", output):
                 self.move(posixpath.join(aside, "out", output), output)
