@@ -77,13 +77,14 @@ class Gate(FusionRule):
 class Residual(FusionRule):
     """session = backbone's own + sum_p alpha_p U_p z_p, alpha_p = sigmoid(q_p . [H_a(p); z_p]) (ours).
 
-    The text enters the session vector itself. The backbone's vector is shared out evenly among the parts.
+    The text enters the session vector itself. The backbone's vector is shared out evenly among the parts. U_p starts as
+    the identity, for z lies in the space of the item embeddings (see `models.text_space`).
     """
 
     def __init__(self, perspectives: int, width: int) -> None:
         super().__init__(perspectives, width)
         self.query_PF = nn.Parameter(torch.zeros(perspectives, 2 * width))
-        self.project_PDD = nn.Parameter(torch.empty(perspectives, width, width).uniform_(-1, 1) * width**-0.5)
+        self.project_PDD = nn.Parameter(torch.eye(width).repeat(perspectives, 1, 1))
 
     def forward(self, vectors: SessionVectors, anchor_BPD: Tensor, z_BPD: Tensor) -> Fused:
         P = z_BPD.shape[1]

@@ -24,6 +24,7 @@ from llm4sbr_ray.models.alignment import alignment, uniformity
 from llm4sbr_ray.models.base import Backbone, Intents, Recommender, SessionBatch, SessionVectors
 from llm4sbr_ray.models.fusion import Fused, build_fusion
 from llm4sbr_ray.models.predictor import IntentPredictor, predictor_loss
+from llm4sbr_ray.models.text_space import start_from_text
 
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -64,6 +65,10 @@ class LLM4SBR(Recommender):
         self.text_projection = nn.Linear(item_text_VE.shape[1], config.width)  # T, b
         self.predictor = IntentPredictor(len(self.anchors), config.width)
         self.fusion = build_fusion(len(self.anchors), config)
+
+    def start_from_text(self) -> None:
+        """Put items and perspectives into one text space before the first step (see `models.text_space`)."""
+        start_from_text(self.backbone.item_embedding, self.text_projection, self.item_text_VE)
 
     def encode(self, items_BL: Tensor, length_B: Tensor) -> SessionVectors:
         vectors: SessionVectors = self.backbone(items_BL, length_B)
