@@ -23,4 +23,6 @@ def starting_model(run: Run, model: str) -> LLM4SBR | PlainRecommender:
             run.read_table(file, columns=["items", "target", "is_last"]) for file in parquet_files(run, "data/train")
         )
         built.backbone.fit_graph(*train_sessions([table.filter(table["is_last"]) for table in tables]))
+    if isinstance(built, LLM4SBR) and run.config.model.text_start:
+        built.start_from_text()
     return built
