@@ -19,6 +19,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
 from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Engine, Perspectives
+from llm4sbr_ray.metrics import count_prompts
 from llm4sbr_ray.perspectives.prompts import clean_title, messages
 
 HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
@@ -180,6 +181,8 @@ def extract(batch: Any) -> pa.Table:
     failed = batch["__inference_error__"].fillna("").astype(str)
     text = batch["generated_text"].fillna("").astype(str).str.split().str.join(" ")
     error = failed.mask(failed == "", text.map({"": "empty answer"}))  # null where there is an answer
+    tokens = (int(batch[name].fillna(0).sum()) for name in ("num_input_tokens", "num_generated_tokens"))
+    count_prompts(len(batch), int(error.notna().sum()), *tokens)
     return pa.table(
         {
             "prompt_key": pa.array(batch["prompt_key"].astype(str), pa.string()),

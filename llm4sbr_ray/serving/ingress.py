@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.explain import popular, recommendations
 from llm4sbr_ray.serving.ranker import RankQuery
@@ -118,18 +119,18 @@ class Ingress:
         else:
             found = popular(self._catalogue, asked.k)
         timings["total"] = milliseconds(began)
-        return answer(
-            {
-                "session_id": asked.session_id,
-                "model": self._manifest.model,
-                "version": self._manifest.version,
-                "recommendations": found,
-                "ignored_items": ignored,
-                "served_by": "model" if known else "popularity",
-                "llm_clicks": llm_clicks,
-                "timings_ms": timings,
-            }
-        )
+        body = {
+            "session_id": asked.session_id,
+            "model": self._manifest.model,
+            "version": self._manifest.version,
+            "recommendations": found,
+            "ignored_items": ignored,
+            "served_by": "model" if known else "popularity",
+            "llm_clicks": llm_clicks,
+            "timings_ms": timings,
+        }
+        count_answer(body)
+        return answer(body)
 
     @api.get("/items", response_model=SearchResponse)
     def items(self, q: Annotated[str, Query(max_length=200)] = "") -> Response:  # a thread: it scans the catalogue
