@@ -185,6 +185,8 @@ class ModelConfig(Section):
     gru_layers: int = Field(default=1, ge=1)  # of gru4rec
     global_neighbours: int = Field(default=12, ge=1)  # of gcegnn: items next to each in the graph of all sessions
     global_reach: int = Field(default=3, ge=1)  # of gcegnn: clicks at most this far apart are neighbours (epsilon)
+    hypergraph_layers: int = Field(default=3, ge=1)  # of dhcn
+    self_supervision: float = Field(default=0.01, ge=0)  # of dhcn: weight of its loss between both channels
     fusion: Literal["average", "gate", "residual"] = "residual"  # chosen on validation, see docs/results.md
     text_start: bool = True  # LLM4SBR's item embeddings start from the item texts, in the space of the perspectives
     alignment: float = Field(default=0.1, ge=0)  # lambda

@@ -46,6 +46,7 @@ LABELS = {
     "narm": "NARM",
     "stamp": "STAMP",
     "gcegnn": "GCE-GNN",
+    "dhcn": "S2-DHCN",
     "gru4rec": "GRU4Rec",
     "sasrec": "SASRec",
     "hstu": "HSTU",

@@ -39,6 +39,7 @@ class SessionVectors:
     global_BD: Tensor  # long-term vector
     local_BD: Tensor  # short-term vector
     session_BD: Tensor  # the backbone's own mix of both: what the plain model ranks with
+    auxiliary: Tensor | float = 0.0  # a loss of the backbone's own, weighted (scalar): training adds it to the total
 
 
 class Recommender(nn.Module):

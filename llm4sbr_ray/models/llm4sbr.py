@@ -143,7 +143,7 @@ class LLM4SBR(Recommender):
         return item_BPk, cosine_BPk
 
     def loss(self, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
-        """Training loss (scalars): "total" and its unweighted parts.
+        """Training loss (scalars): "total", with the backbone's auxiliary loss, and its unweighted parts.
 
         "cross_entropy" over the whole catalogue; "alignment" and "uniformity" summed over perspectives, on
         grounded answers alone; "predictor". A batch without intents has "cross_entropy" alone.
@@ -153,7 +153,7 @@ class LLM4SBR(Recommender):
         if batch.intents is None:
             scores_BV = self.rank_scores(self.fuse(vectors, predicted_BPD).session_BD)
             cross_entropy = F.cross_entropy(scores_BV, target_B)
-            return {"total": cross_entropy, "cross_entropy": cross_entropy}
+            return {"total": cross_entropy + vectors.auxiliary, "cross_entropy": cross_entropy}
 
         grounded_BP, text_BPD = batch.intents.grounded_BP, self.text_intents(batch.intents)
         use_text_BP = grounded_BP
@@ -173,6 +173,7 @@ class LLM4SBR(Recommender):
             + self.config.alignment * parts["alignment"]
             + self.config.uniformity * parts["uniformity"]
             + self.config.predictor * parts["predictor"]
+            + vectors.auxiliary
         )
         return {"total": total, **parts}
 

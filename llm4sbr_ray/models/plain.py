@@ -16,9 +16,12 @@ class PlainRecommender(Recommender):
         self.backbone = backbone
 
     def score(self, batch: SessionBatch) -> Tensor:
-        vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)
-        return vectors.session_BD @ self.backbone.item_vectors().T
+        return self._rank_scores(self.backbone(batch.items_BL, batch.length_B))
 
     def loss(self, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
-        """Full-softmax cross-entropy, under "total" (scalar)."""
-        return {"total": F.cross_entropy(self.score(batch), target_B)}
+        """Full-softmax cross-entropy plus the backbone's auxiliary loss, under "total" (scalar)."""
+        vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)
+        return {"total": F.cross_entropy(self._rank_scores(vectors), target_B) + vectors.auxiliary}
+
+    def _rank_scores(self, vectors: SessionVectors) -> Tensor:
+        return vectors.session_BD @ self.backbone.item_vectors().T

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llm4sbr_ray.config import ModelConfig
+from llm4sbr_ray.models.backbones.dhcn import DHCN
 from llm4sbr_ray.models.backbones.gcegnn import GCEGNN
 from llm4sbr_ray.models.backbones.gru4rec import GRU4Rec
 from llm4sbr_ray.models.backbones.hstu import HSTU
@@ -19,6 +20,7 @@ BACKBONES: dict[str, Callable[[int, ModelConfig], Backbone]] = {  # name -> cons
     "narm": NARM,
     "stamp": STAMP,
     "gcegnn": GCEGNN,
+    "dhcn": DHCN,
     "gru4rec": GRU4Rec,
     "sasrec": SASRec,
     "hstu": HSTU,
