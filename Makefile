@@ -18,7 +18,7 @@ endif
 endif
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: demo test lint install bench clean
+.PHONY: demo test lint install bench docs clean
 .DEFAULT_GOAL := demo
 
 install: $(STAMP)
@@ -45,5 +45,8 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/models_step.py
 
+docs: install
+	$(BIN)/python docs/build.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache *.egg-info
