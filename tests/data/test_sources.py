@@ -11,13 +11,16 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm4sbr_ray.config import DataConfig
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.config import DataConfig, RunConfig
+from llm4sbr_ray.data.ingest import ingest
 from llm4sbr_ray.data.quarantine import QUARANTINE
 from llm4sbr_ray.data.sources import SOURCES
 from llm4sbr_ray.data.sources import prepare as prepare_module
@@ -137,9 +140,9 @@ def test_k_core_matches_a_naive_loop(pairs: list[tuple[int, int]], k: int) -> No
             break
         left.remove(bad)  # one row at a time: the core does not depend on the order
     with duckdb.connect(":memory:") as db:
-        db.execute('CREATE TABLE clicks ("user" BIGINT, item BIGINT)')
-        if pairs:
-            db.executemany("INSERT INTO clicks VALUES (?, ?)", pairs)
+        columns = {name: pa.array([p[n] for p in pairs], pa.int64()) for n, name in enumerate(("user", "item"))}
+        db.register("given", pa.table(columns))
+        db.execute("CREATE TABLE clicks AS SELECT * FROM given")
         k_core(db, "clicks", k)
         assert sorted(db.execute("SELECT * FROM clicks").fetchall()) == sorted(left)
 
@@ -415,6 +418,30 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     refused("diginetica", "line 1", "session_id", "a, b")
     (tmp_path / "raw" / "events.csv.gz").write_bytes(gzip.compress(b"timestamp,visitorid\n" * 9)[:-9])
     refused("retailrocket", "events.csv.gz", "cannot be read to its end")
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_cluster")
+def test_ingest_takes_every_row(tmp_path: Path) -> None:
+    raw = tmp_path / "amazon"
+    raw.mkdir()
+    zipped(raw / "reviews_Beauty_5.json.gz", reviews("reviewerID", "asin", "unixReviewTime"))
+    zipped(raw / "meta_Beauty.json.gz", ["{'asin': 'B1', 'title': 'Soap'}"])
+    write_movielens(tmp_path / "movielens-1m")
+    folders = {"amazon-2014": raw, "movielens-1m": tmp_path / "movielens-1m"}
+    for source, folder in folders.items():
+        made = Made(source, folder, tmp_path / f"{source}-out")
+        config = yaml.safe_load((made.out / "config.yaml").read_text())
+        config["data"]["split"]["valid_by"] = "last"  # so few sessions may give a random tenth of none
+        run = Run(RunConfig(**config, storage=str(tmp_path / "runs")))
+        ingest(run)
+        facts = run.manifest()["stages"]["ingest"]
+        assert facts["quarantined"] == {}
+        assert facts["counts"]["sessions"] == len(made.sessions)
+        assert facts["counts"]["items"] == len(made.items)
+        last = [row for split in ("train", "valid", "test") for row in run.read_table("data", split).to_pylist()]
+        lengths = {row["session_id"]: len(row["items"]) + 1 for row in last if row["is_last"]}
+        assert lengths == {row["session_id"]: len(row["items"]) for row in made.sessions}
 
 
 # ---- real tables, where they are at hand: their raw form made up, and rebuilt from it
