@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.alignment import alignment, uniformity
 from llm4sbr_ray.models.base import Backbone, Intents, Recommender, SessionBatch, SessionVectors
+from llm4sbr_ray.models.cross_entropy import catalogue_cross_entropy
 from llm4sbr_ray.models.fusion import Fused, build_fusion
 from llm4sbr_ray.models.predictor import IntentPredictor, predictor_loss
 from llm4sbr_ray.models.text_space import start_from_text
@@ -151,8 +152,8 @@ class LLM4SBR(Recommender):
         vectors = self.encode(batch.items_BL, batch.length_B)
         predicted_BPD = self.predict(vectors)
         if batch.intents is None:
-            scores_BV = self.rank_scores(self.fuse(vectors, predicted_BPD).session_BD)
-            cross_entropy = F.cross_entropy(scores_BV, target_B)
+            session_BD = self.fuse(vectors, predicted_BPD).session_BD
+            cross_entropy = catalogue_cross_entropy(session_BD, self.backbone.item_vectors(), target_B)
             return {"total": cross_entropy + vectors.auxiliary, "cross_entropy": cross_entropy}
 
         grounded_BP, text_BPD = batch.intents.grounded_BP, self.text_intents(batch.intents)
@@ -163,7 +164,7 @@ class LLM4SBR(Recommender):
         fused = self.fuse(vectors, torch.where(use_text_BP[..., None], text_BPD, predicted_BPD))
         anchor_BPD = self.anchor_vectors(vectors)
         parts = {
-            "cross_entropy": F.cross_entropy(self.rank_scores(fused.session_BD), target_B),
+            "cross_entropy": catalogue_cross_entropy(fused.session_BD, self.backbone.item_vectors(), target_B),
             "alignment": _sum_over_perspectives(alignment, text_BPD, anchor_BPD, grounded_BP),
             "uniformity": _sum_over_perspectives(_both_uniform, text_BPD, anchor_BPD, grounded_BP),
             "predictor": predictor_loss(predicted_BPD, text_BPD, grounded_BP),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llm4sbr_ray.models.base import Backbone, Recommender, SessionBatch, SessionVectors
+from llm4sbr_ray.models.cross_entropy import catalogue_cross_entropy
 
 
 class PlainRecommender(Recommender):
@@ -16,12 +16,11 @@ class PlainRecommender(Recommender):
         self.backbone = backbone
 
     def score(self, batch: SessionBatch) -> Tensor:
-        return self._rank_scores(self.backbone(batch.items_BL, batch.length_B))
+        vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)
+        return vectors.session_BD @ self.backbone.item_vectors().T
 
     def loss(self, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
         """Full-softmax cross-entropy plus the backbone's auxiliary loss, under "total" (scalar)."""
         vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)
-        return {"total": F.cross_entropy(self._rank_scores(vectors), target_B) + vectors.auxiliary}
-
-    def _rank_scores(self, vectors: SessionVectors) -> Tensor:
-        return vectors.session_BD @ self.backbone.item_vectors().T
+        cross_entropy = catalogue_cross_entropy(vectors.session_BD, self.backbone.item_vectors(), target_B)
+        return {"total": cross_entropy + vectors.auxiliary}
