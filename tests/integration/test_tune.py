@@ -39,6 +39,14 @@ def config_with(storage: Path, **search: object) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
+def two_trials_are_written(run: Run) -> bool:
+    """Whether the state that Ray Tune left holds two trials that ended, and its other files are copied too."""
+    files = run.files(".partial/tune-srgnn/out/ray-tune", suffix=".json")
+    states = [run.read_bytes(path) for path in files if "/experiment_state-" in path]
+    time.sleep(0.2)
+    return any(state.count(b"TERMINATED") >= 2 for state in states)
+
+
 def test_better_than_bad_settings_and_best_yaml_trains_as_the_trial_did(ray_cluster: None, tmp_path: Path) -> None:
     run = planted_run(config_with(tmp_path, models=["srgnn", "sknn"]))
     train(run)
@@ -78,16 +86,13 @@ def test_a_search_killed_with_its_driver_goes_on(tmp_path: Path) -> None:
     first, second = tmp_path / "first.log", tmp_path / "second.log"
     with first.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while "trial 2 of 6" not in first.read_text():
+    deadline = time.monotonic() + 300
+    while not two_trials_are_written(run):
         assert process.poll() is None, first.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(1.2)  # the state of a search is written once a second
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    folder = run.below(".partial/tune-srgnn/out/trials")
-    done = {path: folder.fs.get_file_info(path).mtime_ns for path in folder.files(suffix="history.json")}
 
     with second.open("w") as log:
         assert subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=240).returncode == 0
@@ -97,7 +102,6 @@ def test_a_search_killed_with_its_driver_goes_on(tmp_path: Path) -> None:
     assert "trial 2 of 6" not in shown
     assert "trial 6 of 6" in shown
     assert len(run.read_json("tune", "srgnn", "trials.json")["trials"]) == 6
-    assert len(done) >= 2
     assert load_config(["--config", run.path("tune/srgnn/best.yaml")]).train.models == ("srgnn",)
 
 
