@@ -150,3 +150,25 @@ def test_a_batch_of_one_trains(rows: int) -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_it_learns_what_belongs_together() -> None:
+    groups, size = 4, 6
+    torch.manual_seed(0)
+    model = PlainRecommender(DHCN(groups * size, ModelConfig(width=16, dropout=0.0)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def task() -> tuple[SessionBatch, Tensor, Tensor]:
+        group_B = torch.randint(groups, (64,))
+        items_BL = torch.randint(size, (64, 4)) * groups + group_B[:, None]
+        return SessionBatch(items_BL[:, :3], torch.full((64,), 3)), items_BL[:, 3], group_B
+
+    for _ in range(100):
+        batch, target_B, _ = task()
+        optimizer.zero_grad()
+        model.loss(batch, target_B)["total"].backward()
+        optimizer.step()
+    batch, _, group_B = task()
+    with torch.no_grad():
+        best_B6 = model.eval().score(batch).topk(size, dim=1).indices
+    assert (best_B6 % groups == group_B[:, None]).float().mean() > 0.95

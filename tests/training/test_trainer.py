@@ -12,7 +12,11 @@ from safetensors.torch import load
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.base import GraphBackbone
+from llm4sbr_ray.models.build import build_model
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.neighbours import SessionKNN
+from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.models.popularity import Popularity
 from llm4sbr_ray.training import trainer
 from llm4sbr_ray.training.counts import train_sessions
@@ -164,3 +168,18 @@ def test_another_text_encoder_is_noticed(tmp_path: Path) -> None:
     run.write_table(table.set_column(1, "embedding", [narrower]), "text", "items.parquet")
     with pytest.raises(UserError, match=f"embeddings of width {TEXT_WIDTH - 1}"):
         load_model(run, "srgnn+llm4sbr", 0)
+
+
+@pytest.mark.parametrize("name", ["gcegnn", "gcegnn+llm4sbr", "dhcn"])
+def test_a_graph_of_the_train_sessions_is_kept_with_the_model(tmp_path: Path, name: str) -> None:
+    run = planted_run(planted_config(str(tmp_path), models=(name,), epochs=1))
+    train(run)
+    loaded = load_model(run, name, 0)
+    assert isinstance(loaded, LLM4SBR | PlainRecommender)
+    fresh = build_model(name, N_ITEMS, run.config.model, run.config.neighbours, ("global", "local"), torch.ones(1, 1))
+    assert isinstance(fresh, LLM4SBR | PlainRecommender)
+    assert isinstance(fresh.backbone, GraphBackbone)
+    fresh.backbone.fit_graph(*train_sessions([run.read_table("data", "train")]))  # not those of valid and test
+    kept = dict(loaded.backbone.named_buffers())
+    assert all(torch.equal(kept[buffer], value) for buffer, value in fresh.backbone.named_buffers())
+    assert any(value.any() for value in kept.values())
