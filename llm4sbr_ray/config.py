@@ -42,7 +42,7 @@ class Columns(Section):
     session_id: str = "session_id"
     items: str = "items"  # layout session: the list of item ids
     item_id: str = "item_id"  # layout event, and the catalogue
-    timestamp: str | None = None  # seconds since epoch, or anything pyarrow reads as a timestamp
+    timestamp: str | None = None  # s, ms, us or ns since epoch (told by size), ISO 8601, or a Parquet timestamp
     split: str | None = "split"  # only read when split.by is "column"
     title: str = "title"
     attributes: str | None = "attributes"  # list of strings, or one string
@@ -59,7 +59,7 @@ class Split(Section):
 class DataConfig(Section):
     source: Literal["demo", "tables"] = "tables"
     demo: DemoShop = DemoShop()
-    sessions: str | None = None  # path or URI of a file or folder: .parquet, .csv, .jsonl
+    sessions: str | None = None  # path or URI of a file or folder: .parquet, .csv[.gz], .jsonl[.gz]
     items: str | None = None  # the catalogue; None: the items are those that the sessions hold
     format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"  # auto: by the file's ending
     layout: Literal["session", "event"] = "session"  # one row a session, or one row an event

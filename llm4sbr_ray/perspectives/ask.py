@@ -12,6 +12,7 @@ from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import engine, relational
+from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.progress import Progress
 from llm4sbr_ray.perspectives.render import render, unique_prompts
 
@@ -24,11 +25,14 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("generated_tokens", pa.int32()),
     pa.field("answer", pa.string()),
     pa.field("error", pa.string()),
+    pa.field("shortened", pa.bool_()),
 ]
 PERSPECTIVE_SCHEMA = pa.schema(_FIELDS)
+WORK = (".partial", "perspectives", "out", "work")  # where the body of the stage works
+RETRIES = "perspectives-retries.json"  # how often the committed stage was opened again for its errors
 
 
-def ask_perspectives(run: Run, model: str, model_identity: str, after: list[str]) -> bool:
+def ask_perspectives(run: Run, model: str, model_identity: str, after: list[str], retry_errors: bool = False) -> bool:
     """Run the LLM stage.
 
     Parameters
@@ -37,6 +41,8 @@ def ask_perspectives(run: Run, model: str, model_identity: str, after: list[str]
         What vLLM loads: a Hugging Face name or a path.
     model_identity
         What stands for the model in prompt keys: its name, or a hash of the pocket LM's files.
+    retry_errors
+        Open a committed stage again and ask what has an error, and nothing else.
 
     Raises
     ------
@@ -44,35 +50,92 @@ def ask_perspectives(run: Run, model: str, model_identity: str, after: list[str]
         The cluster cannot schedule the actors; or more than `perspectives.max_error_rate` of the prompts failed.
     """
     config = run.config.perspectives
-    names = [view.name for view in config.views]
+    identity = answer_store.engine_identity(model_identity, config)
+    store = answer_store.open_store(run, identity)
+    if retry_errors:
+        _reopen(run)
+    _bank_what_was_left(run, store)
+    retries = run.read_json(RETRIES) if run.exists(RETRIES) else 0
     return run.stage(
         "perspectives",
-        outputs=[f"perspectives/{name}" for name in names],
-        settings=[config, model_identity],
+        outputs=[f"perspectives/{view.name}" for view in config.views],
+        settings=[determinants(config), identity, retries],
         after=after,
-        body=lambda stage: _body(stage, model, model_identity),
+        body=lambda stage: _body(stage, model, identity, store),
     )
 
 
-def _body(stage: Stage, model: str, model_identity: str) -> Facts:
+def determinants(config: Perspectives) -> dict[str, Any]:
+    """The settings that determine the answers; beside them stands the identity of model and engine."""
+    chosen = config.model_dump(mode="json", include={"max_items", "max_title_chars", "sampling", "splits"})
+    views = [view.model_dump(mode="json", exclude={"anchor"}) for view in config.views]
+    return chosen | {"views": views, "max_model_len": config.engine.max_model_len}
+
+
+def _reopen(run: Run) -> None:
+    """Have the committed stage run again: it finds its own answers known, and its errors not."""
+    stage = run.manifest()["stages"].get("perspectives", {})
+    errors = sum(figures["errors"] for figures in stage.get("perspectives", {}).values())
+    if stage.get("status") != "done":
+        return  # a stage under way asks again what failed anyway
+    print(f"[perspectives] prompts with an error, to be asked again: {errors:,}", flush=True)
+    if errors:
+        retries = run.read_json(RETRIES) if run.exists(RETRIES) else 0
+        run.write_json(retries + 1, RETRIES)
+
+
+def _bank_what_was_left(run: Run, store: Store | None) -> None:
+    """Save the answers of a killed call, whose working folder is dropped if the settings have changed since."""
+    work = run.below(*WORK)
+    if store is not None and work.exists("identity.json"):
+        store = answer_store.open_store(run, work.read_json("identity.json"))
+    answer_store.add(store, work, "answers")
+
+
+def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts:
     run, config = stage.run, stage.run.config.perspectives
     work = stage.store.below("work")
     data = run.below("data")
     if not work.exists("prompts.done"):
         work.delete("prompts")
-        render(data, work.below("prompts"), model_identity, config)
+        render(data, work.below("prompts"), identity, config)
+        work.write_json(identity, "identity.json")
         work.write_json(True, "prompts.done")
-    _require_engine(config)
+    if not work.exists("known.json"):
+        work.delete("known")
+        folders = [f"perspectives/{view.name}" for view in config.views]
+        work.write_json(
+            answer_store.take(work.below("prompts"), work.below("known"), store, run, folders), "known.json"
+        )
+    try:
+        _ask_all(work, model, data.uri(), config)
+    finally:  # answers are paid for, whatever ended the asking
+        answer_store.add(store, work, "answers", "known")
+    return _collect(stage, work)
+
+
+def _ask_all(work: Store, model: str, catalogue: str, config: Perspectives) -> None:
+    """Round 0, and rounds of what failed until nothing does or `perspectives.retries` are used up."""
     # A call after one that failed for its error rate begins a new round for what failed.
     first = _answered_rounds(work)
     for number in range(first, first + config.retries + 1):
-        if not _ask_round(work, number, model, data.uri(), config):
+        if not _ask_round(work, number, model, catalogue, config):
             break
+
+
+def _collect(stage: Stage, work: Store) -> Facts:
+    """The answers of all rounds and the known ones, joined with the samples."""
+    config = stage.run.config.perspectives
     answered = range(_answered_rounds(work))
     database = relational.connect()
     for number in answered:
         database.register(f"round_{number}", relational.dataset(work, "answers", f"round-{number}"))
-    answer_rounds = " UNION ALL ".join(f"SELECT *, {number} AS round FROM round_{number}" for number in answered)
+    database.register("known", relational.dataset(work, "known"))
+    nothing = "'' AS error, false AS shortened, NULL::DOUBLE AS answered_at, -1 AS round"
+    answer_rounds = " UNION ALL BY NAME ".join(
+        [f"SELECT *, {nothing} FROM known"]
+        + [f"SELECT *, {number} AS round FROM round_{number}" for number in answered]
+    )
     database.register("prompts", relational.dataset(work.below("prompts")))
     # The answer of a later round replaces the error of an earlier one.
     database.execute(
@@ -86,7 +149,7 @@ def _body(stage: Stage, model: str, model_identity: str) -> Facts:
     )
     wanted = _one(database.sql("SELECT count(DISTINCT prompt_key) FROM prompts"))[0]
     if unique != wanted:
-        raise RuntimeError(f"{wanted} prompts were asked and {unique} have a row: an answer was lost")
+        raise RuntimeError(f"there are {wanted} prompts and {unique} have a row: an answer was lost")
     if errors > config.max_error_rate * unique:
         raise UserError(
             f"perspectives: {errors:,} of {unique:,} prompts failed, more than perspectives.max_error_rate="
@@ -97,16 +160,18 @@ def _body(stage: Stage, model: str, model_identity: str) -> Facts:
     for view in config.views:
         query = database.sql(
             "SELECT p.sample_key, p.split, p.position, p.prompt_key, a.prompt_tokens, a.generated_tokens, a.answer, "
-            "nullif(a.error, '') AS error FROM prompts p JOIN answers a USING (prompt_key) WHERE p.view = $view "
-            "ORDER BY p.position",
+            "nullif(a.error, '') AS error, a.shortened FROM prompts p JOIN answers a USING (prompt_key) "
+            "WHERE p.view = $view ORDER BY p.position",
             params={"view": view.name},
         )
-        rows = relational.copy_to(query, stage.store, f"perspectives/{view.name}", PERSPECTIVE_SCHEMA)
-        facts[view.name] = _figures(database, view.name) | {"rows": rows}
+        written = relational.copy_to(query, stage.store, f"perspectives/{view.name}", PERSPECTIVE_SCHEMA)
+        facts[view.name] = _figures(database, view.name) | {"rows": written}
+    rows, known = sum(figures["rows"] for figures in facts.values()), int(work.read_json("known.json"))
     return {
-        "rows": sum(figures["rows"] for figures in facts.values()),
+        "rows": rows,
         "prompts": unique,
-        "calls_saved": sum(figures["rows"] for figures in facts.values()) - unique,
+        "from_store": known,
+        "calls_saved": rows - unique + known,
         "rounds": len(answered),
         "perspectives": facts,
     }
@@ -129,12 +194,13 @@ def _ask_round(work: Store, number: int, model: str, catalogue: str, config: Per
     if not work.exists("asked", f"{name}.json"):
         asked.delete("")
         if number == 0:
-            rows = unique_prompts(work.below("prompts"), asked, config.engine.write_rows)
+            rows = unique_prompts(work.below("prompts"), asked, config.engine.write_rows, work.below("known"))
         else:
             rows = _failed_prompts(work, number, asked, config.engine.write_rows)
         work.write_json(rows, "asked", f"{name}.json")
     rows = int(work.read_json("asked", f"{name}.json"))
     if rows and not work.exists("answers", f"{name}.json"):
+        _require_engine(config)
         what = "prompts" if number == 0 else "prompts that failed, once more"
         print(f"[perspectives] asking {rows:,} {what}: {model}", flush=True)
         with Progress(done, rows, "perspectives"):
@@ -162,19 +228,20 @@ def _failed_prompts(work: Store, number: int, asked: Store, rows_a_file: int) ->
 
 
 def _figures(database: duckdb.DuckDBPyConnection, view: str) -> dict[str, Any]:
-    """Figures of one perspective over its distinct prompts: what was really asked and paid for."""
+    """Figures of one perspective over its distinct prompts; the rate is of those that this stage asked."""
     query = (
-        "SELECT count(*), count(*) FILTER (error <> ''), sum(prompt_tokens), sum(generated_tokens), "
-        "quantile_cont(answered_at, 0.1), quantile_cont(answered_at, 0.9) FROM answers "
+        "SELECT count(*), count(answered_at), count(*) FILTER (error <> ''), sum(prompt_tokens), "
+        "sum(generated_tokens), quantile_cont(answered_at, 0.1), quantile_cont(answered_at, 0.9) FROM answers "
         "WHERE prompt_key IN (SELECT prompt_key FROM prompts WHERE view = $view)"
     )
-    prompts, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(
+    prompts, asked, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(
         database.sql(query, params={"view": view})
     )
     # From the 10th to the 90th percentile of answer times: without the engine's start and the last stragglers.
-    steady = 0.8 * prompts / (ninetieth - tenth) if ninetieth > tenth else None
+    steady = 0.8 * asked / (ninetieth - tenth) if asked and ninetieth > tenth else None
     return {
         "prompts": prompts,
+        "from_store": prompts - asked,
         "errors": errors,
         "prompt_tokens": int(prompt_tokens),
         "generated_tokens": int(generated_tokens),

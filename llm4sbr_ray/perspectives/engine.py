@@ -29,6 +29,7 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("prompt_tokens", pa.int32()),
     pa.field("generated_tokens", pa.int32()),
     pa.field("error", pa.string()),
+    pa.field("shortened", pa.bool_()),  # the prompt lost its first items to a context too short for them
     pa.field("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
 ]
 ANSWER_SCHEMA = pa.schema(_FIELDS)
@@ -146,8 +147,8 @@ class Tokenise:
         self.views = {view.name: view for view in config.views}
         self.budget = config.engine.max_model_len - config.sampling.max_tokens
 
-    def tokens(self, view: str, items: Sequence[int]) -> list[int]:
-        """Token ids of one prompt; as many of the last items as the engine's context takes."""
+    def tokens(self, view: str, items: Sequence[int]) -> tuple[list[int], bool]:
+        """Token ids of one prompt, with as many of the last items as the engine's context takes; whether not all."""
         shown = [self.titles[item] for item in items]
         while True:
             ids = self.tokenizer.apply_chat_template(
@@ -157,7 +158,7 @@ class Tokenise:
                 **self.config.chat_template_kwargs,
             )
             if len(ids) <= self.budget or len(shown) == 1:
-                return list(ids)
+                return list(ids), len(shown) < len(items)
             shown = shown[1:]
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -170,9 +171,12 @@ class Tokenise:
         }
         views: list[Any] = batch["view"].to_pylist()
         items: list[Any] = batch["items"].to_pylist()
-        tokens = [self.tokens(view, shown) for view, shown in zip(views, items, strict=True)]
+        tokens, shortened = zip(
+            *(self.tokens(view, shown) for view, shown in zip(views, items, strict=True)), strict=True
+        )
         answers = batch.select(["prompt_key"])
         answers = answers.append_column("tokenized_prompt", pa.array(tokens, pa.list_(pa.int32())))
+        answers = answers.append_column("shortened", pa.array(shortened, pa.bool_()))
         yield answers.append_column("sampling_params", pa.array([params] * len(batch)))
 
 
@@ -190,6 +194,7 @@ def extract(batch: Any) -> pa.Table:
             "prompt_tokens": pa.array(batch["num_input_tokens"].fillna(0), pa.int32()),
             "generated_tokens": pa.array(batch["num_generated_tokens"].fillna(0), pa.int32()),
             "error": pa.array(error.astype(object).where(error.notna(), None), pa.string()),
+            "shortened": pa.array(batch["shortened"].astype(bool), pa.bool_()),
             "answered_at": pa.array(np.full(len(batch), time.time())),
         },
         schema=ANSWER_SCHEMA,

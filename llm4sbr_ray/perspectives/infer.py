@@ -18,20 +18,36 @@ from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.perspectives.ask import ask_perspectives
 from llm4sbr_ray.perspectives.engine import shown_titles
 from llm4sbr_ray.perspectives.intents import encode_items, localise_answers
-from llm4sbr_ray.perspectives.pocket_lm import folder_bytes, train_pocket_lm
+from llm4sbr_ray.perspectives.pocket_lm import folder_bytes, pocket_views, train_pocket_lm
 
 
-def infer(run: Run) -> None:
-    """Everything between the samples and the training of the models."""
+def infer(run: Run, retry_errors: bool = False) -> None:
+    """Everything between the samples and the training of the models.
+
+    Parameters
+    ----------
+    retry_errors
+        Ask again what the committed LLM stage has an error for.
+    """
     model = run.config.perspectives.model
     if model is None:
         build_pocket_lm(run)
         digest = hashlib.sha256(run.read_bytes("pocket-lm", "model.safetensors")).hexdigest()[:16]
-        ask_perspectives(run, run.uri("pocket-lm"), f"pocket-lm:{digest}", ["ingest", "pocket-lm"])
+        ask_perspectives(run, run.uri("pocket-lm"), f"pocket-lm:{digest}", ["ingest", "pocket-lm"], retry_errors)
     else:
-        ask_perspectives(run, model, model, ["ingest"])
+        ask_perspectives(run, model, model_identity(model), ["ingest"], retry_errors)
     encode_items(run)
     localise_answers(run)
+
+
+def model_identity(model: str) -> str:
+    """A Hugging Face name as it is; a local folder with its files' sizes and times, as it may be retrained."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    described = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{model}:{hashlib.sha256(repr(described).encode()).hexdigest()[:16]}"
 
 
 def build_pocket_lm(run: Run) -> bool:
@@ -51,7 +67,8 @@ def build_pocket_lm(run: Run) -> bool:
             stage.store.write_bytes(content, "pocket-lm", name)
         return {"rows": len(sessions), **facts}
 
-    used = config.model_dump(mode="json", include={"views", "max_items", "max_title_chars", "pocket"})
+    used = config.model_dump(mode="json", include={"max_items", "max_title_chars", "pocket"})
+    used["views"] = [view.model_dump(include={"name", "instruction", "anchor"}) for view in pocket_views(config)]
     settings = [used, run.config.seed]
     return run.stage("pocket-lm", outputs=["pocket-lm"], settings=settings, after=["ingest"], body=body)
 

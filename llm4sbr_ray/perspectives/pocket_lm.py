@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.config import Perspective, Perspectives
 from llm4sbr_ray.perspectives.prompts import messages
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -113,6 +113,12 @@ def train_pocket_lm(
     }
 
 
+def pocket_views(config: Perspectives) -> list[Perspective]:
+    """The questions it learns: the first of each anchor, so that a further perspective leaves the model as it is."""
+    first = {view.anchor: view for view in reversed(config.views)}
+    return [view for view in config.views if first[view.anchor] is view]
+
+
 def _train_tokenizer(titles: Sequence[str], config: Perspectives) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -124,7 +130,7 @@ def _train_tokenizer(titles: Sequence[str], config: Perspectives) -> PreTrainedT
         show_progress=False,
     )
     # The fixed parts of the prompts are repeated until they are few tokens each; numbers stand at each line's start.
-    fixed = [view.instruction for view in config.views] * 50 + [f"\n{n}. " for n in range(100)] * 50
+    fixed = [view.instruction for view in pocket_views(config)] * 50 + [f"\n{n}. " for n in range(100)] * 50
     bpe.train_from_iterator([*titles, *fixed, *["system\n", "user\n", "assistant\n"] * 50], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -156,7 +162,7 @@ def _prompt_parts(tokenizer: PreTrainedTokenizerFast, titles: Sequence[str], con
     """
     marker = "\x00"
     heads = []
-    for view in config.views:
+    for view in pocket_views(config):
         text = tokenizer.apply_chat_template(messages(view, [marker]), tokenize=False, add_generation_prompt=True)
         head, tail = text.split("1. " + marker)
         heads.append(tokenizer.encode(head, add_special_tokens=False))
@@ -176,11 +182,12 @@ def _batch(
     parts: _Parts, sessions: Sequence[Sequence[int]], config: Perspectives, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, int]:
     rows: list[tuple[list[int], int]] = []
+    views = pocket_views(config)
     for row in range(config.pocket.batch_size):
-        view = row % len(config.views)
+        view = row % len(views)
         session = sessions[int(rng.integers(len(sessions)))]
         cut = int(rng.integers(1, len(session)))
-        target = cut if config.views[view].anchor == "local" else int(rng.integers(cut, len(session)))
+        target = cut if views[view].anchor == "local" else int(rng.integers(cut, len(session)))
         shown = session[max(0, cut - config.max_items) : cut]
         lines = [token for n, item in enumerate(shown, start=1) for token in parts.numbered(n, item)]
         ids = parts.heads[view] + lines + parts.tail + parts.titles[session[target]] + parts.end

@@ -80,8 +80,8 @@ class RenderFile:
         return pa.concat_tables(tables)
 
 
-def unique_prompts(prompts: Store, asked: Store, rows_a_file: int) -> int:
-    """Write each distinct prompt once; returns their number.
+def unique_prompts(prompts: Store, asked: Store, rows_a_file: int, known: Store | None = None) -> int:
+    """Write each distinct prompt once, those whose key is in `known` left out; returns their number.
 
     Ordered by perspective and items, so that prompts with a common beginning reach the engine one after the other
     and its prefix cache answers for the common part. A file is a block of the LLM stage, so `rows_a_file` is the grain
@@ -89,8 +89,10 @@ def unique_prompts(prompts: Store, asked: Store, rows_a_file: int) -> int:
     """
     database = relational.connect()
     database.register("prompts", relational.dataset(prompts))
+    nothing = pa.table({"prompt_key": pa.array([], pa.string())})
+    database.register("known", nothing if known is None else relational.dataset(known))
     query = database.sql(
         "SELECT prompt_key, any_value(view) AS view, any_value(items) AS items FROM prompts "
-        "GROUP BY prompt_key ORDER BY view, items"
+        "ANTI JOIN known USING (prompt_key) GROUP BY prompt_key ORDER BY view, items"
     )
     return relational.copy_to(query, asked, "", rows_a_file=rows_a_file)

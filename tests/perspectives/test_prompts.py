@@ -47,3 +47,9 @@ def test_a_key_tells_apart_all_that_determines_an_answer() -> None:
         prompt_key("m", CONFIG, LONG_TERM, ["b", "a"]),
     ]
     assert len({base, *changed}) == 5
+
+
+def test_keys_of_the_default_perspectives_stay_so_that_stored_answers_stay_valid() -> None:
+    shown = ["Acme Tent, Copper", "Rope - Blue"]
+    keys = [prompt_key("pocket-lm:0123456789abcdef", CONFIG, view, shown) for view in (LONG_TERM, SHORT_TERM)]
+    assert keys == ["719d372cc41385c73ff138be075a4709", "81bfc636a549d1dc7139fe7fe3699bea"]

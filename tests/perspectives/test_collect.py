@@ -1,0 +1,116 @@
+"""Rounds and known answers come together: the last round counts, every sample gets its row, the figures add up."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from llm4sbr_ray.artifacts import Run, Stage, Store
+from llm4sbr_ray.config import DataConfig, Perspectives, RunConfig
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.perspectives.ask import _collect, _reopen
+from llm4sbr_ray.perspectives.engine import extract
+from llm4sbr_ray.perspectives.render import PROMPT_SCHEMA, unique_prompts
+from llm4sbr_ray.perspectives.store import STORED_SCHEMA
+
+
+def engine_rows(keys: str, texts: list[str], failed: str = "") -> pa.Table:
+    """What the vLLM stage gives back, through the code that reads it."""
+    n = len(keys)
+    frame = pd.DataFrame(
+        {
+            "prompt_key": list(keys),
+            "generated_text": texts,
+            "num_input_tokens": [9] * n,
+            "num_generated_tokens": [3] * n,
+            "shortened": [False] * n,
+            "__inference_error__": ["out of memory" if key in failed else "" for key in keys],
+        }
+    )
+    return extract(frame)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """Samples s0..s3 ask a, b, c, a from one perspective and d from the other; c is known."""
+    config = RunConfig(
+        name="one",
+        storage=str(tmp_path),
+        data=DataConfig(source="demo"),
+        perspectives=Perspectives(max_error_rate=0.25),
+    )
+    run = Run(config)
+    stage = Stage("perspectives", run, run.below("out"))
+    work = stage.store.below("work")
+    rows = [
+        {"position": n, "split": "test", "sample_key": f"s{n}", "view": view, "prompt_key": key, "items": [n]}
+        for view, keys in (("long-term", "abca"), ("short-term", "dddd"))
+        for n, key in enumerate(keys)
+    ]
+    work.write_table(pa.Table.from_pylist(rows, PROMPT_SCHEMA), "prompts", "part-0.parquet")
+    known = {"prompt_key": ["c"], "answer": ["of old"], "prompt_tokens": [9], "generated_tokens": [3]}
+    work.write_table(pa.table(known).cast(STORED_SCHEMA), "known", "part-0.parquet")
+    work.write_json(1, "known.json")
+    return stage
+
+
+def add_round(work: Store, number: int, rows: pa.Table) -> None:
+    work.write_table(rows, "answers", f"round-{number}", "part-0.parquet")
+    work.write_json(True, "answers", f"round-{number}.json")
+
+
+def test_what_is_known_is_not_asked(stage: Stage) -> None:
+    work = stage.store.below("work")
+    assert unique_prompts(work.below("prompts"), work.below("asked"), 10, work.below("known")) == 3
+    assert work.read_table("asked")["prompt_key"].to_pylist() == ["a", "b", "d"]
+
+
+def test_the_last_round_counts_and_every_sample_has_its_row(stage: Stage) -> None:
+    work = stage.store.below("work")
+    add_round(work, 0, engine_rows("abd", ["tent", "", " rope \n"], failed="b"))
+    add_round(work, 1, engine_rows("b", ["lamp"]))
+    facts = _collect(stage, work)
+    long_term = stage.store.read_table("perspectives", "long-term").to_pylist()
+    assert [row["answer"] for row in long_term] == ["tent", "lamp", "of old", "tent"]
+    assert {row["error"] for row in long_term} == {None}
+    assert stage.store.read_table("perspectives", "short-term")["answer"].to_pylist() == ["rope"] * 4
+    assert (facts["rows"], facts["prompts"], facts["from_store"], facts["calls_saved"]) == (8, 4, 1, 5)
+    assert facts["perspectives"]["long-term"]["from_store"] == 1
+    assert facts["perspectives"]["short-term"]["from_store"] == 0
+
+
+def test_all_known_needs_no_round(stage: Stage) -> None:
+    work = stage.store.below("work")
+    known = {"prompt_key": list("abcd"), "answer": list("wxyz"), "prompt_tokens": [9] * 4, "generated_tokens": [3] * 4}
+    work.write_table(pa.table(known).cast(STORED_SCHEMA), "known", "part-0.parquet")
+    work.write_json(4, "known.json")
+    assert unique_prompts(work.below("prompts"), work.below("asked"), 10, work.below("known")) == 0
+    facts = _collect(stage, work)
+    assert stage.store.read_table("perspectives", "long-term")["answer"].to_pylist() == ["w", "x", "y", "w"]
+    assert (facts["from_store"], facts["calls_saved"], facts["rounds"]) == (4, 8, 0)
+    assert facts["perspectives"]["long-term"]["rows_per_second"] is None
+
+
+def test_errors_are_kept_and_too_many_fail_the_stage(stage: Stage) -> None:
+    work = stage.store.below("work")
+    add_round(work, 0, engine_rows("abd", ["tent", "lamp", ""]))
+    facts = _collect(stage, work)
+    assert stage.store.read_table("perspectives", "short-term")["error"].to_pylist() == ["empty answer"] * 4
+    assert facts["perspectives"]["short-term"]["errors"] == 1
+    add_round(work, 1, engine_rows("ad", ["", ""], failed="a"))
+    with pytest.raises(UserError, match=r"2 of 4 prompts failed"):
+        _collect(stage, work)
+
+
+def test_a_committed_stage_is_opened_again_only_for_errors(stage: Stage) -> None:
+    run = stage.run
+    entry = {"status": "done", "perspectives": {"long-term": {"errors": 0}, "short-term": {"errors": 0}}}
+    run.write_json({"stages": {"perspectives": entry}}, "run.json")
+    _reopen(run)
+    assert not run.exists("perspectives-retries.json")
+    entry["perspectives"]["short-term"]["errors"] = 2  # type: ignore[index]
+    for expected in (1, 2):
+        run.write_json({"stages": {"perspectives": entry}}, "run.json")
+        _reopen(run)
+        assert run.read_json("perspectives-retries.json") == expected
