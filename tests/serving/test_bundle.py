@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from serving_run import MODEL, V, planted_model, planted_run, run_config, samples_table, text_table
 
-from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.base import pad_sessions
+from llm4sbr_ray.models.base import GraphBackbone, pad_sessions
+from llm4sbr_ray.models.build import build_model
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving import bundle as bundle_module
 from llm4sbr_ray.serving.bundle import Bundle, export, load_bundle
 from llm4sbr_ray.serving.cache import session_key
@@ -38,6 +41,27 @@ def test_the_model_comes_back(exported: Run) -> None:
     model, loaded = planted_model(exported.config), load_bundle(exported.uri("bundle")).model()
     assert torch.equal(loaded.item_text_VE, text_table())
     assert not loaded.training
+    batch = pad_sessions([[1, 2, 3], [5]], V, 8)
+    with torch.inference_mode():
+        assert torch.equal(model.score(batch), loaded.score(batch))
+
+
+@pytest.mark.parametrize("name", ["gcegnn+llm4sbr", "dhcn+llm4sbr"])
+def test_a_graph_of_the_train_sessions_comes_back(tmp_path: Path, name: str) -> None:
+    run = planted_run(tmp_path, train={"models": (name,), "seeds": (0,)})
+    model = build_model(name, V, run.config.model, run.config.neighbours, ("global", "local"), text_table()).eval()
+    assert isinstance(model, LLM4SBR)
+    assert isinstance(model.backbone, GraphBackbone)
+    model.backbone.fit_graph(torch.arange(V).repeat(2), torch.arange(0, 2 * V + 1, 5))
+    folder = f"train/{name}/seed-0"
+
+    def train(stage: Stage) -> Facts:
+        stage.store.write_bytes(save(dict(model.state_dict())), folder, "model.safetensors")
+        return {"rows": 1}
+
+    run.stage(folder, outputs=[folder], settings={}, body=train, after=["intents"])
+    export(run)
+    loaded = load_bundle(run.uri("bundle")).model()
     batch = pad_sessions([[1, 2, 3], [5]], V, 8)
     with torch.inference_mode():
         assert torch.equal(model.score(batch), loaded.score(batch))
