@@ -44,6 +44,7 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/models_step.py
+	$(BIN)/python benchmarks/training.py --steps 10
 
 docs: install
 	$(BIN)/python docs/build.py
