@@ -1,4 +1,4 @@
-"""How fast a training step is: SR-GNN plain and inside LLM4SBR, beside the arithmetic floor of the same run.
+"""How fast a training step is: every backbone, and SR-GNN inside LLM4SBR, beside the arithmetic floor of the same run.
 
     python benchmarks/models_step.py [--json FILE] [--threads 2] [--steps 20]
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llm4sbr_ray.config import ModelConfig, Neighbours
+from llm4sbr_ray.models.backbones import BACKBONES
 from llm4sbr_ray.models.base import Intents, SessionBatch
 from llm4sbr_ray.models.build import build_model
 
@@ -75,7 +76,7 @@ def main() -> None:
     config = ModelConfig()
     steps = {
         "floor": floor_step(config.width),
-        "srgnn": training_step("srgnn", config),
+        **{name: training_step(name, config) for name in BACKBONES},
         "srgnn+llm4sbr": training_step("srgnn+llm4sbr", config),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -91,8 +92,8 @@ def main() -> None:
         print(f"{name:16}{value * 1e3:8.1f}{B / value:12,.0f}")
     figures = {
         "floor_samples_per_second": round(B / fastest["floor"]),
-        "srgnn_samples_per_second": round(B / fastest["srgnn"]),
         "llm4sbr_samples_per_second": round(B / fastest["srgnn+llm4sbr"]),
+        **{f"{name}_samples_per_second": round(B / fastest[name]) for name in BACKBONES},
         "fraction_of_floor": round(fastest["floor"] / fastest["srgnn"], 3),
         "wrapper_overhead": round(fastest["srgnn+llm4sbr"] / fastest["srgnn"] - 1, 3),
     }
