@@ -16,7 +16,7 @@ import pdoc.render
 
 HERE = Path(__file__).parent
 BUILD = HERE / "_build"
-FIRST = ["quickstart", "data", "architecture", "serving", "operations", "security", "faq"]
+FIRST = ["quickstart", "data", "architecture", "training", "serving", "operations", "security", "faq"]
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
 body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222 }}
