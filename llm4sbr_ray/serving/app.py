@@ -9,6 +9,8 @@ set here are defaults; `serve_configs/*.yaml` overrides any of them by the deplo
 # No `from __future__ import annotations` here: Serve makes a ServeArgs of the config's `args` only if the
 # annotation of `build_app` is the class itself.
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,12 +21,9 @@ from ray.serve import Application, Deployment
 from llm4sbr_ray.serving.bundle import Bundle, load_bundle
 from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.graph import BATCH
 from llm4sbr_ray.serving.ingress import Ingress
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
-
-# Requests that queue up while a batch is computed form the next one. Nobody waits for a batch to fill (Serve
-# waits 10 ms by default), so a lone request costs what it costs without batching.
-BATCH = {"max_batch_size": 32, "batch_wait_timeout_s": 0.0}
 
 
 class ServeArgs(BaseModel):
@@ -33,6 +32,8 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bundle: str = "runs/demo/bundle"  # local path (relative to where `serve run` is called) or URI
+    # composed: each part a deployment that scales on its own; fused: all in the ingress, no hop between them
+    graph: Literal["composed", "fused"] = "composed"
     cache_capacity: int = Field(default=100_000, ge=1)  # sessions that each replica of the cache keeps
     stale_clicks: int = Field(default=3, ge=0)  # an LLM answer that is so many clicks old still counts
 
@@ -116,11 +117,16 @@ def build_app(args: ServeArgs) -> Application:
     # Absolute, as replicas run in other folders; and one version for all, as the folder may be exported anew
     # while replicas come and go.
     place = bundle.store.uri(), bundle.manifest.version
+    ingress = _deployment(Ingress, 256, 0.5)
+    limits = args.cache_capacity, args.stale_clicks
+    if args.graph == "fused":
+        fused: Application = ingress.bind(*place, limits=limits)
+        return fused
     encoder = _deployment(BehaviourEncoder, 64, 0.5).bind(*place)
-    cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, args.cache_capacity, args.stale_clicks)
+    cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, *limits)
     ranker = _deployment(FusionRanker, 64, 0.5).bind(*place)
-    app: Application = _deployment(Ingress, 256, 0.5).bind(*place, encoder=encoder, cache=cache, ranker=ranker)
-    return app
+    composed: Application = ingress.bind(*place, parts={"encoder": encoder, "cache": cache, "ranker": ranker})
+    return composed
 
 
 def _deployment(cls: type, max_ongoing_requests: int, num_cpus: float) -> Deployment:

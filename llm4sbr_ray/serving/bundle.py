@@ -200,28 +200,72 @@ def export(run: Run) -> bool:
 
 
 def _write(stage: Stage, model: str, weights: str) -> Facts:
-    run, out = stage.run, stage.store.below("bundle")
-    out.write_bytes(run.read_bytes(weights, "model.safetensors"), MODEL)
-    out.write_bytes(save_tensors({"item_text_VE": _text_table(run)}), TEXT)
-    items = run.read_table("data/items.parquet", columns=["item_idx", "item_id", "title", "train_count"])
-    out.write_table(items, ITEMS)
+    run = stage.run
     intents = _recent_intents(run)
+    manifest = write_bundle(
+        stage.store.below("bundle"),
+        weights=run.read_bytes(weights, "model.safetensors"),
+        item_text_VE=_text_table(run),
+        items=run.read_table("data/items.parquet", columns=["item_idx", "item_id", "title", "train_count"]),
+        intents=intents,
+        run=run.config.name,
+        model=model,
+        settings=run.config.model,
+        perspectives=tuple(PerspectiveRecord(name=v.name, anchor=v.anchor) for v in run.config.perspectives.views),
+        localised_items=run.config.text.localised_items,
+    )
+    return {"rows": intents.num_rows, "model": model, "version": manifest.version}
+
+
+def write_bundle(
+    out: Store,
+    *,
+    weights: bytes,
+    item_text_VE: torch.Tensor,
+    items: pa.Table,
+    intents: pa.Table,
+    run: str,
+    model: str,
+    settings: ModelConfig,
+    perspectives: tuple[PerspectiveRecord, ...],
+    localised_items: int,
+) -> Manifest:
+    """Write a bundle and check that it loads.
+
+    Parameters
+    ----------
+    out
+        Its folder.
+    weights
+        The model's state dict as safetensors.
+    item_text_VE
+        float32, L2-normalised.
+    items
+        Columns `item_idx`, `item_id`, `title`, `train_count`; row j is item j.
+    intents
+        Columns `key` (`cache.session_key`), `intent_items` and `intent_weights` (P * R values a row), `grounded` (P).
+    run, model, settings, perspectives, localised_items
+        As in `Manifest`.
+    """
+    out.write_bytes(weights, MODEL)
+    out.write_bytes(save_tensors({"item_text_VE": item_text_VE}), TEXT)
+    out.write_table(items, ITEMS)
     out.write_table(intents, INTENTS)
     unversioned = Manifest(
         format=FORMAT,
         version="",
-        run=run.config.name,
+        run=run,
         model=model,
         n_items=items.num_rows,
-        settings=run.config.model,
-        perspectives=tuple(PerspectiveRecord(name=v.name, anchor=v.anchor) for v in run.config.perspectives.views),
-        localised_items=run.config.text.localised_items,
+        settings=settings,
+        perspectives=perspectives,
+        localised_items=localised_items,
         files={name: _record(out.read_bytes(name)) for name in (MODEL, TEXT, ITEMS, INTENTS)},
     )
     manifest = unversioned.model_copy(update={"version": unversioned.content_hash()})
     out.write_json(manifest.model_dump(mode="json"), "bundle.json")
     load_bundle(out.uri()).model()  # what cannot be loaded must not be committed
-    return {"rows": intents.num_rows, "model": model, "version": manifest.version}
+    return manifest
 
 
 def _text_table(run: Run) -> torch.Tensor:

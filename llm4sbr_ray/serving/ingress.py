@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import orjson
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from pydantic import ValidationError
@@ -24,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.explain import popular, recommendations
-from llm4sbr_ray.serving.ranker import RankQuery
+from llm4sbr_ray.serving.graph import Composed, Fused, Graph, milliseconds
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
 
 HEALTH_TIMEOUT_S = 3.0
@@ -55,42 +54,32 @@ def answer(body: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status_code=status, media_type="application/json")
 
 
-async def timed(response: Any) -> tuple[Any, float]:
-    """A deployment's answer and the milliseconds until it came."""
-    began = time.perf_counter()
-    result = await response
-    return result, milliseconds(began)
-
-
-def milliseconds(began: float) -> float:
-    return round((time.perf_counter() - began) * 1000, 3)
-
-
 # Serve ships the routes to the replicas as they are at this line: what they call must be defined above it.
 @serve.ingress(api)
 class Ingress:
-    """Composes the other deployments; holds the catalogue and no model.
+    """Reads requests, has the graph rank, words the answers; holds the catalogue.
 
     Parameters
     ----------
     location, version
         The bundle.
-    encoder, cache, ranker
-        Handles of `BehaviourEncoder`, `EmbeddingCache`, `FusionRanker`.
+    parts
+        Handles "encoder", "cache" and "ranker" of the composed graph; None: all is done in this process.
+    limits
+        Capacity and stale clicks of the cache in this process.
     """
 
     def __init__(
         self,
         location: str,
         version: str,
-        encoder: DeploymentHandle,
-        cache: DeploymentHandle,
-        ranker: DeploymentHandle,
+        parts: dict[str, DeploymentHandle] | None = None,
+        limits: tuple[int, int] = (0, 0),
     ) -> None:
         bundle = Bundle(location, version)
         self._manifest, self._catalogue = bundle.manifest, bundle.catalogue()
         self._perspectives = [p.name for p in bundle.manifest.perspectives]
-        self._parts = {"encoder": encoder, "cache": cache, "ranker": ranker}
+        self._graph: Graph = Fused(bundle, *limits) if parts is None else Composed(**parts)
         self._page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
 
     @api.post(
@@ -106,19 +95,13 @@ class Ingress:
         timings: dict[str, float] = {}
         llm_clicks = None
         if known:
-            items = np.asarray(known, dtype=np.int32)
-            (vectors, timings["encode"]), (intents, timings["intents"]) = await asyncio.gather(
-                timed(self._parts["encoder"].encode.remote(items)),
-                timed(self._parts["cache"].lookup.remote(items)),
-            )
             excluded = sorted(set(known)) if asked.exclude_seen else []
-            query = RankQuery(vectors, intents, excluded, asked.k)
-            ranking, timings["rank"] = await timed(self._parts["ranker"].rank.remote(query))
-            found = recommendations(ranking, self._perspectives, self._catalogue)
-            llm_clicks = None if intents is None else intents.clicks
+            ranked = await self._graph.rank(known, excluded, asked.k)
+            found = recommendations(ranked.ranking, self._perspectives, self._catalogue)
+            llm_clicks, timings = ranked.llm_clicks, ranked.timings_ms
         else:
             found = popular(self._catalogue, asked.k)
-        timings["total"] = milliseconds(began)
+        timings["total"] = milliseconds(began, time.perf_counter())
         body = {
             "session_id": asked.session_id,
             "model": self._manifest.model,
@@ -140,10 +123,11 @@ class Ingress:
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
-        probes = [asyncio.wait_for(part.check_health.remote(), HEALTH_TIMEOUT_S) for part in self._parts.values()]
-        results = await asyncio.gather(*probes, return_exceptions=True)
+        probes = self._graph.probes()
+        waits = [asyncio.wait_for(probe, HEALTH_TIMEOUT_S) for probe in probes.values()]
+        results = await asyncio.gather(*waits, return_exceptions=True)
         parts = {}
-        for name, result in zip(self._parts, results, strict=True):
+        for name, result in zip(probes, results, strict=True):
             parts[name] = "ok" if result is None else type(result).__name__
             if result is not None:
                 logger.error("unhealthy %s: %r", name, result)
