@@ -76,12 +76,46 @@ class DataConfig(Section):
         return self
 
 
+class OwnSampling(Section):
+    """Of one perspective; what is null is as in `perspectives.sampling`."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = None
+
+
+class Choice(Section):
+    """The answer is one of a list. The prompt names it, and decoding allows nothing else."""
+
+    choice: tuple[str, ...] = ()
+    choice_from: str | None = None  # instead of a list: the values of this field of the catalogue
+    most_frequent: int = Field(default=40, ge=2)  # of choice_from: by the number of items that have it
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Choice:
+        if bool(self.choice) == (self.choice_from is not None):
+            raise ValueError("give either choice (a list) or choice_from (a field of the catalogue)")
+        if any(not text or " ".join(text.split()) != text for text in self.choice):
+            raise ValueError("a choice is one line of text without repeated white space")
+        return self
+
+
+class JsonOutput(Section):
+    """The answer is JSON of a schema, by decoding; its values are localised."""
+
+    json_schema: dict[str, Any]
+
+
 class Perspective(Section):
     """One question that the LLM answers about a session."""
 
     name: str = Field(pattern=NAME_PATTERN)
     instruction: str = Field(min_length=1)
     anchor: Literal["global", "local"]  # the behaviour vector it is aligned with
+    fields: tuple[str, ...] = Field(default=("title", "attributes"), min_length=1)  # of the catalogue, shown in prompts
+    output: Literal["text"] | Choice | JsonOutput = "text"
+    sampling: OwnSampling = OwnSampling()
 
 
 LONG_TERM = Perspective(
@@ -152,6 +186,8 @@ class Perspectives(Section):
     schedule_timeout_s: float = Field(default=45, gt=0)  # then refuse; an autoscaler may need 900 to bring GPUs
     splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
     store: bool | str = True  # answers that runs share: true: <storage>/answers; a path or URI; false: none
+    tokens_per_second: float | None = Field(default=None, gt=0)  # for --plan: read and written, by all actors together
+    price_per_gpu_hour: float | None = Field(default=None, ge=0)  # for --plan
 
     @field_validator("views")
     @classmethod
@@ -161,6 +197,10 @@ class Perspectives(Section):
         if len({view.name for view in views}) < len(views):
             raise ValueError("two perspectives have the same name")
         return views
+
+    def sampling_of(self, view: Perspective) -> Sampling:
+        """The settings of one perspective, its own before those of all."""
+        return self.sampling.model_copy(update=view.sampling.model_dump(exclude_none=True))
 
 
 class Text(Section):
@@ -194,12 +234,27 @@ class ModelConfig(Section):
     predictor: float = Field(default=0.1, ge=0)  # weight of the intent predictor's loss
 
 
+class Rules(Section):
+    """Sequential rules."""
+
+    reach: int = Field(default=3, ge=1)  # clicks at most this far apart make a rule, of weight 1 / distance
+
+
+class ItemKNN(Section):
+    """Item-kNN."""
+
+    reach: int = Field(default=50, ge=1)  # clicks further apart are not counted as seen together
+    decay: float = Field(default=3.0, gt=0)  # the click i steps before the last counts exp(-i / decay)
+
+
 class Neighbours(Section):
-    """Session-kNN (V-SkNN)."""
+    """The models that count: session-kNN (V-SkNN), and the others in sections of their own."""
 
     k: int = Field(default=100, ge=1)
     sample_size: int = Field(default=1000, ge=1)  # most recent candidate sessions considered
     decay: float = Field(default=3.0, ge=0)  # lambda of the position decay; 0 = plain S-kNN
+    rules: Rules = Rules()
+    itemknn: ItemKNN = ItemKNN()
 
 
 class TrainConfig(Section):

@@ -41,6 +41,8 @@ class Variant:
 
 LABELS = {
     "popularity": "Popularity",
+    "itemknn": "Item-kNN",
+    "rules": "Sequential rules",
     "sknn": "Session-kNN",
     "srgnn": "SR-GNN",
     "narm": "NARM",

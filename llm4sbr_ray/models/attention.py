@@ -1,7 +1,8 @@
-"""Causal self-attention over the clicks of a batch of sessions, and the flat layout that spares the padding.
+"""Causal self-attention over the clicks of a batch of sessions, and the layouts that spare the padding.
 
 Everything but the attention itself works click by click, so it runs on the N clicks alone: where the longest
-session of a batch has 50 clicks and the mean one 10, that is a fifth of the padded work.
+session of a batch has 50 clicks and the mean one 10, that is a fifth of the padded work. Attention, which grows with
+the square of the padded length, takes sessions of like length together.
 
 Shapes, besides those of `models.base`: N clicks of all sessions of a batch, sessions one after the other, each in
 click order; H heads, K width of a head.
@@ -9,6 +10,7 @@ click order; H heads, K width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +64,47 @@ def clicks_of(items_BL: Tensor, length_B: Tensor) -> Clicks:
     )
 
 
+LENGTH_BOUNDS = (4, 8, 16, 32)  # sessions up to each bound are padded together, longer ones by themselves
+
+
+@dataclass
+class LengthGroup:
+    """Sessions of like length. M clicks, G sessions."""
+
+    click_M: Tensor  # int64, which of the N clicks
+    cell_M: Tensor  # int64, their cells in the group's padded layout, flat
+    shape: tuple[int, int]  # G, L
+
+
+class LengthGroups:
+    """The sessions of a batch by length, for work that needs them padded."""
+
+    def __init__(self, clicks: Clicks) -> None:
+        L = clicks.shape[1]
+        bounds = [bound for bound in LENGTH_BOUNDS if bound < L]
+        length_B = clicks.last_B - clicks.offset_B + 1
+        group_B = torch.bucketize(length_B, torch.tensor(bounds, device=length_B.device))
+        self.groups = []
+        for number, group_length in enumerate([*bounds, L]):
+            inside_B = group_B == number
+            click_M = torch.nonzero(inside_B[clicks.session_N]).squeeze(1)
+            if len(click_M):
+                row_M = (inside_B.cumsum(0) - 1)[clicks.session_N[click_M]]
+                cell_M = row_M * group_length + clicks.cell_N[click_M] % L
+                self.groups.append(LengthGroup(click_M, cell_M, (int(row_M[-1]) + 1, group_length)))
+        self.place_N = torch.cat([group.click_M for group in self.groups]).argsort()
+
+    def apply(self, function: Callable[[Tensor], Tensor], value_NF: Tensor) -> Tensor:
+        """Apply a function of sessions padded with zeros at the end, G x L x F, to all clicks' values, N x F."""
+        done = []
+        for group in self.groups:
+            G, L = group.shape
+            padded_CF = value_NF.new_zeros(G * L, value_NF.shape[1])
+            padded_CF = padded_CF.index_copy(0, group.cell_M, value_NF[group.click_M])
+            done.append(function(padded_CF.view(G, L, -1)).flatten(0, 1)[group.cell_M])
+        return torch.cat(done)[self.place_N]
+
+
 class CausalAttention(nn.Module):
     """Multi-head scaled dot-product attention of each click to itself and those before it (Vaswani et al., 2017).
 
@@ -87,14 +130,17 @@ class CausalAttention(nn.Module):
         self.project_in = nn.Linear(width, 3 * width)  # queries, keys, values
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, value_ND: Tensor, clicks: Clicks) -> Tensor:
+    def forward(self, value_ND: Tensor, groups: LengthGroups) -> Tensor:
         """N x D."""
+        out_ND: Tensor = self.project_out(groups.apply(self._attend, self.project_in(value_ND)))
+        return out_ND
+
+    def _attend(self, projected_BLF: Tensor) -> Tensor:
         query_BHLK, key_BHLK, value_BHLK = (
-            clicks.padded(self.project_in(value_ND)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            part_BLD.unflatten(2, (self.heads, -1)).transpose(1, 2) for part_BLD in projected_BLF.chunk(3, dim=2)
         )
         mixed_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, is_causal=True)
-        out_ND: Tensor = self.project_out(clicks.flat(mixed_BHLK.transpose(1, 2).flatten(2)))
-        return out_ND
+        return mixed_BHLK.transpose(1, 2).flatten(2)
 
 
 def require_divisor(width: int, heads: int) -> None:

@@ -9,6 +9,7 @@ Items are 0..V-1 everywhere, so that ``scores_BV[:, j]`` is item j. Sessions are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,20 @@ class Recommender(nn.Module):
     def score(self, batch: SessionBatch) -> Tensor:
         """scores_BV, higher is better; float32. Deterministic in eval mode."""
         raise NotImplementedError
+
+
+class CountModel(Recommender):
+    """A recommender that is fitted by counting, in one pass over whole train sessions, without gradient steps."""
+
+    def fit(self, items_N: Tensor, offsets_S1: Tensor) -> None:
+        """Count N int64 clicks; session s is items_N[offsets_S1[s] : offsets_S1[s + 1]], in time order where known."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, buffer in self.named_buffers():  # how many counts there are is known from the state alone
+            if prefix + name in state_dict:
+                self.register_buffer(name, buffer.new_empty(state_dict[prefix + name].shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Backbone(nn.Module):

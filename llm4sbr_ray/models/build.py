@@ -10,7 +10,8 @@ from torch import Tensor
 from llm4sbr_ray.config import ModelConfig, Neighbours
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.backbones import BACKBONES
-from llm4sbr_ray.models.base import Recommender
+from llm4sbr_ray.models.base import CountModel, Recommender
+from llm4sbr_ray.models.item_links import ItemNeighbours, SequentialRules
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.neighbours import SessionKNN
 from llm4sbr_ray.models.plain import PlainRecommender
@@ -18,9 +19,17 @@ from llm4sbr_ray.models.popularity import Popularity
 
 LLM4SBR_SUFFIX = "+llm4sbr"
 
-COUNT_MODELS: dict[str, Callable[[int, Neighbours], Popularity | SessionKNN]] = {
+COUNT_MODELS: dict[str, Callable[[int, Neighbours], CountModel]] = {
     "popularity": lambda n_items, neighbours: Popularity(n_items),
+    "itemknn": lambda n_items, neighbours: ItemNeighbours(n_items, neighbours.itemknn),
+    "rules": lambda n_items, neighbours: SequentialRules(n_items, neighbours.rules),
     "sknn": SessionKNN,
+}
+COUNT_SETTINGS: dict[str, set[str]] = {  # the part of the section `neighbours` that each of them reads
+    "popularity": set(),
+    "itemknn": {"itemknn"},
+    "rules": {"rules"},
+    "sknn": {"k", "sample_size", "decay"},
 }
 
 

@@ -8,18 +8,17 @@ once a session), C candidates (pairs of a batch's session and a training session
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from llm4sbr_ray.config import Neighbours
-from llm4sbr_ray.models.base import Recommender, SessionBatch
+from llm4sbr_ray.models.base import CountModel, SessionBatch
+from llm4sbr_ray.models.ragged import distinct_clicks, expand, group_offsets, rank_in_group, split_key
 
 SCORE_DECAY = 0.1  # a neighbour whose latest shared click is i steps back counts 1 - 0.1 i, at least 0
 
 
-class SessionKNN(Recommender):
+class SessionKNN(CountModel):
     """V-SkNN.
 
     The click i steps before the last has weight w_i = exp(-i / decay); a repeated item that of its last.
@@ -55,15 +54,15 @@ class SessionKNN(Recommender):
         """Index training sessions in time order: N int64 items; s is at offsets_S1[s]..offsets_S1[s + 1]."""
         V, S = self.n_items, len(offsets_S1) - 1
         session_N = torch.repeat_interleave(torch.arange(S), offsets_S1.diff())
-        session, item = _split(torch.unique(session_N * V + items_N), V)
-        posting_item, negative = _split(torch.unique(item * S + (S - 1 - session)), max(S, 1))
+        session, item = split_key(torch.unique(session_N * V + items_N), V)
+        posting_item, negative = split_key(torch.unique(item * S + (S - 1 - session)), max(S, 1))
         # A session among the latest `sample_size` of all candidates is so in each of its items' lists: the
         # rest of a list never matters.
-        kept = _rank_in_group(posting_item) < self.config.sample_size
+        kept = rank_in_group(posting_item) < self.config.sample_size
         self.register_buffer("posting_session", (S - 1 - negative[kept]).int())
-        self.register_buffer("posting_offset", _offsets(posting_item[kept], V))
+        self.register_buffer("posting_offset", group_offsets(posting_item[kept], V))
         self.register_buffer("session_item", item.int())
-        self.register_buffer("session_offset", _offsets(session, S))
+        self.register_buffer("session_offset", group_offsets(session, S))
         self.register_buffer("count_V", torch.bincount(items_N, minlength=V))
 
     def score(self, batch: SessionBatch) -> Tensor:
@@ -71,7 +70,7 @@ class SessionKNN(Recommender):
         row_C, session_C, similarity_C, step_C = self._neighbours(batch)
         if self.config.decay > 0:
             similarity_C = similarity_C * (1 - SCORE_DECAY * step_C).clamp_min(0)
-        entry, position = _expand(self.session_offset[session_C], self.session_offset[session_C + 1])
+        entry, position = expand(self.session_offset[session_C], self.session_offset[session_C + 1])
         cell = row_C[entry] * V + self.session_item[position]
         scores_BV = torch.zeros(B * V, device=cell.device).index_add_(0, cell, similarity_C[entry]).view(B, V)
         return scores_BV + 1e-7 * self.count_V / self.count_V.max().clamp_min(1)
@@ -79,8 +78,8 @@ class SessionKNN(Recommender):
     def _neighbours(self, batch: SessionBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(row, training session, similarity, step of the latest shared click) of the nearest sessions."""
         S = len(self.session_offset) - 1
-        row_Q, item_Q, step_Q, size_B = _distinct_clicks(batch, self.n_items)
-        entry, position = _expand(self.posting_offset[item_Q], self.posting_offset[item_Q + 1])
+        row_Q, item_Q, step_Q, size_B = distinct_clicks(batch, self.n_items)
+        entry, position = expand(self.posting_offset[item_Q], self.posting_offset[item_Q + 1])
         step = step_Q[entry]
         key = row_Q[entry] * S + self.posting_session[position]
         key_C, pair = torch.unique(key, return_inverse=True)
@@ -88,54 +87,13 @@ class SessionKNN(Recommender):
         weight = torch.exp(-step / decay) if decay > 0 else torch.ones_like(step, dtype=torch.float32)
         shared_C = torch.zeros(len(key_C), device=key.device).index_add_(0, pair, weight)
         step_C = torch.full((len(key_C),), 1 << 30, device=key.device).scatter_reduce_(0, pair, step, "amin")
-        row_C, session_C = _split(key_C, max(S, 1))
+        row_C, session_C = split_key(key_C, max(S, 1))
         latest_first = torch.arange(len(key_C) - 1, -1, -1, device=key.device)  # rows descend too
-        latest_first = latest_first[_rank_in_group(row_C[latest_first]) < self.config.sample_size]
+        latest_first = latest_first[rank_in_group(row_C[latest_first]) < self.config.sample_size]
         row_C, session_C, shared_C, step_C = (t[latest_first] for t in (row_C, session_C, shared_C, step_C))
         size_C = size_B[row_C] * self.session_offset.diff()[session_C]
         similarity_C = shared_C / size_C.sqrt()
         nearest = torch.argsort(similarity_C, descending=True, stable=True)
         nearest = nearest[torch.argsort(row_C[nearest], stable=True)]
-        nearest = nearest[_rank_in_group(row_C[nearest]) < self.config.k]
+        nearest = nearest[rank_in_group(row_C[nearest]) < self.config.k]
         return row_C[nearest], session_C[nearest], similarity_C[nearest], step_C[nearest]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name, buffer in self.named_buffers():  # the number of sessions is known from the state alone
-            if prefix + name in state_dict:
-                self.register_buffer(name, buffer.new_empty(state_dict[prefix + name].shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def _distinct_clicks(batch: SessionBatch, n_items: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row, item and steps before the last click (of its latest one) of distinct items; their number a row."""
-    B, L = batch.items_BL.shape
-    step_BL = batch.length_B[:, None] - 1 - torch.arange(L, device=batch.length_B.device)
-    row, position = torch.nonzero(step_BL >= 0, as_tuple=True)
-    key_Q, click = torch.unique(row * n_items + batch.items_BL[row, position], return_inverse=True)
-    step_Q = torch.full_like(key_Q, L).scatter_reduce_(0, click, step_BL[row, position], "amin")
-    row_Q, item_Q = _split(key_Q, n_items)
-    return row_Q, item_Q, step_Q, torch.bincount(row_Q, minlength=B)
-
-
-def _split(key: Tensor, base: int) -> tuple[Tensor, Tensor]:
-    return key // base, key % base
-
-
-def _offsets(group: Tensor, n_groups: int) -> Tensor:
-    """Where each group begins in a tensor sorted by group, n_groups + 1."""
-    return torch.nn.functional.pad(torch.bincount(group, minlength=n_groups).cumsum(0), (1, 0))
-
-
-def _rank_in_group(group: Tensor) -> Tensor:
-    """0, 1, 2, ... within each run of equal values."""
-    _, size = torch.unique_consecutive(group, return_counts=True)
-    begin = size.cumsum(0) - size
-    return torch.arange(len(group), device=group.device) - torch.repeat_interleave(begin, size)
-
-
-def _expand(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """All (entry, position) with begin[entry] <= position < end[entry]."""
-    size = end - begin
-    entry = torch.repeat_interleave(torch.arange(len(size), device=size.device), size)
-    first = size.cumsum(0) - size
-    return entry, torch.arange(len(entry), device=size.device) - first[entry] + begin[entry]

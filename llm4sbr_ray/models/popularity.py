@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llm4sbr_ray.models.base import Recommender, SessionBatch
+from llm4sbr_ray.models.base import CountModel, SessionBatch
 
 
-class Popularity(Recommender):
+class Popularity(CountModel):
     """Click counts.
 
     Parameters

@@ -15,7 +15,7 @@ import torch
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.build import is_count_model, is_llm4sbr, known_models
+from llm4sbr_ray.models.build import COUNT_SETTINGS, is_count_model, is_llm4sbr, known_models
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Counters, from_bytes, to_bytes
 from llm4sbr_ray.training.counts import fit_count_model
 from llm4sbr_ray.training.inputs import read_samples, require_samples, source
@@ -59,7 +59,7 @@ def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
     """All settings that determine the weights of a model."""
     config = run.config
     if is_count_model(model):
-        return {"model": model, "neighbours": config.neighbours}
+        return {"model": model, "neighbours": config.neighbours.model_dump(include=COUNT_SETTINGS[model])}
     return {
         "model": model,
         "seed": seed,

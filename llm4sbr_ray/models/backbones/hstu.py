@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llm4sbr_ray.config import ModelConfig
-from llm4sbr_ray.models.attention import Clicks, clicks_of, require_divisor
+from llm4sbr_ray.models.attention import LengthGroups, clicks_of, require_divisor
 from llm4sbr_ray.models.base import Backbone, SessionVectors
 
 
@@ -34,17 +34,21 @@ class Unit(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.distance_bias.weight, std=0.02)
 
-    def forward(self, click_ND: Tensor, clicks: Clicks) -> Tensor:
+    def forward(self, click_ND: Tensor, groups: LengthGroups) -> Tensor:
         D = click_ND.shape[1]
         gate_ND, rest_NF = F.silu(self.project_in(self.norm_in(click_ND))).split([D, 3 * D], dim=1)
-        value_BHLK, query_BHLK, key_BHLK = (
-            clicks.padded(rest_NF).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        bias_HLL, causal_LL = self.biases(clicks.shape[1])
-        weight_BHLL = F.silu(query_BHLK @ key_BHLK.mT + bias_HLL) * causal_LL
-        mixed_ND = clicks.flat((weight_BHLL @ value_BHLK).transpose(1, 2).flatten(2)) * self.scale
+        mixed_ND = groups.apply(self._attend, rest_NF)
         out_ND: Tensor = click_ND + self.project_out(self.dropout(self.norm_out(mixed_ND) * gate_ND))
         return out_ND
+
+    def _attend(self, projected_BLF: Tensor) -> Tensor:
+        value_BHLK, query_BHLK, key_BHLK = (
+            part_BLD.unflatten(2, (self.heads, -1)).transpose(1, 2) for part_BLD in projected_BLF.chunk(3, dim=2)
+        )
+        bias_HLL, causal_LL = self.biases(projected_BLF.shape[1])
+        weight_BHLL = F.silu(query_BHLK @ key_BHLK.mT + bias_HLL) * causal_LL
+        mixed_BLD: Tensor = (weight_BHLL @ value_BHLK).transpose(1, 2).flatten(2) * self.scale
+        return mixed_BLD
 
     def biases(self, L: int) -> tuple[Tensor, Tensor]:
         """b_{i-j} of each query i and key j, H x L x L, and where j <= i, L x L."""
@@ -82,9 +86,10 @@ class HSTU(Backbone):
 
     def forward(self, items_BL: Tensor, length_B: Tensor) -> SessionVectors:
         clicks = clicks_of(items_BL, length_B)
+        groups = LengthGroups(clicks)
         click_ND = self.dropout(self.item_embedding(clicks.item_N) * self.scale)
         for unit in self.units:
-            click_ND = unit(click_ND, clicks)
+            click_ND = unit(click_ND, groups)
         click_ND = self.norm(click_ND)
         local_BD = click_ND[clicks.last_B]
         return SessionVectors(clicks.mean(click_ND), local_BD, session_BD=local_BD)

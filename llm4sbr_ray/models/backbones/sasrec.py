@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llm4sbr_ray.config import ModelConfig
-from llm4sbr_ray.models.attention import CausalAttention, Clicks, clicks_of
+from llm4sbr_ray.models.attention import CausalAttention, LengthGroups, clicks_of
 from llm4sbr_ray.models.base import Backbone, SessionVectors
 
 
@@ -29,8 +29,8 @@ class Block(nn.Module):
         self.inner, self.outer = nn.Linear(D, D), nn.Linear(D, D)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, click_ND: Tensor, clicks: Clicks) -> Tensor:
-        click_ND = click_ND + self.dropout(self.attention(self.norm_attention(click_ND), clicks))
+    def forward(self, click_ND: Tensor, groups: LengthGroups) -> Tensor:
+        click_ND = click_ND + self.dropout(self.attention(self.norm_attention(click_ND), groups))
         inner_ND = self.dropout(F.relu(self.inner(self.norm_forward(click_ND))))
         out_ND: Tensor = click_ND + self.dropout(self.outer(inner_ND))
         return out_ND
@@ -70,11 +70,12 @@ class SASRec(Backbone):
 
     def forward(self, items_BL: Tensor, length_B: Tensor) -> SessionVectors:
         clicks = clicks_of(items_BL, length_B)
+        groups = LengthGroups(clicks)
         position_N = clicks.steps_N.clamp_max(self.position_embedding.num_embeddings - 1)
         click_ND = self.item_embedding(clicks.item_N) * self.scale + self.position_embedding(position_N)
         click_ND = self.dropout(click_ND)
         for block in self.blocks:
-            click_ND = block(click_ND, clicks)
+            click_ND = block(click_ND, groups)
         click_ND = self.norm(click_ND)
         local_BD = click_ND[clicks.last_B]
         return SessionVectors(clicks.mean(click_ND), local_BD, session_BD=local_BD)
