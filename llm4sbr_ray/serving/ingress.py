@@ -9,7 +9,9 @@ GET  /            the playground page
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +28,7 @@ from llm4sbr_ray.serving.explain import popular, recommendations
 from llm4sbr_ray.serving.graph import Composed, Fused, Graph, milliseconds
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
 
+API_KEY = "LLM4SBR_API_KEY"  # environment variable of the replicas
 HEALTH_TIMEOUT_S = 3.0
 SEARCH_LIMIT = 20
 # The page brings its own style and script and talks to this service alone.
@@ -33,6 +36,14 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe
 
 logger = logging.getLogger("ray.serve")
 api = FastAPI(title="llm4sbr_ray", docs_url=None, redoc_url=None)  # their pages would load scripts from a CDN
+
+
+async def authorise(request: Request) -> None:
+    """Where the environment holds a key: 401 to a request that does not bring it as `Authorization: Bearer KEY`."""
+    key = os.environ.get(API_KEY)
+    given = request.headers.get("authorization", "").encode("latin-1")  # as it came: headers are bytes
+    if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+        raise HTTPException(401, "send the header Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
 
 
 async def read_request(request: Request) -> RecommendRequest:
@@ -85,6 +96,13 @@ class Ingress:
     @api.post(
         "/recommend",
         response_model=RecommendResponse,
+        dependencies=[Depends(authorise)],
+        responses={
+            401: {"description": "The service asks for a key and the request does not bring it"},
+            413: {"description": "The body is too large"},
+            422: {"description": "The body is no request: each entry of `detail` names a field"},
+            503: {"description": "Too many requests: come back after the seconds in Retry-After"},
+        },
         openapi_extra={
             "requestBody": {"content": {"application/json": {"schema": RecommendRequest.model_json_schema()}}}
         },
@@ -115,7 +133,7 @@ class Ingress:
         count_answer(body)
         return answer(body)
 
-    @api.get("/items", response_model=SearchResponse)
+    @api.get("/items", response_model=SearchResponse, dependencies=[Depends(authorise)])
     def items(self, q: Annotated[str, Query(max_length=200)] = "") -> Response:  # a thread: it scans the catalogue
         catalogue = self._catalogue
         found = catalogue.search(q, SEARCH_LIMIT)

@@ -193,6 +193,21 @@ def test_search_and_page(client: httpx.Client) -> None:
     assert client.get("/openapi.json").json()["paths"]["/recommend"]["post"]["requestBody"]
 
 
+def test_the_fused_graph_answers_as_the_composed(client: httpx.Client, run: Run) -> None:
+    fused = ServeArgs(bundle=run.uri("bundle"), stale_clicks=STALE_CLICKS, graph="fused")
+    serve.run(build_app(fused), name="fused", route_prefix="/fused")
+    assert client.get("/fused/healthz").json()["status"] == "ok"
+    for session in [*list(known_intents())[-10:], (1, 2, 3), (59,), ()]:
+        body = {"session_id": "s", "items": ids(list(session))}
+        one, other = (client.post(f"{prefix}/recommend", json=body).json() for prefix in ("", "/fused"))
+        for key in ("version", "llm_clicks", "served_by"):
+            assert one[key] == other[key]
+        assert [r["item_id"] for r in one["recommendations"]] == [r["item_id"] for r in other["recommendations"]]
+        text, other_text = ([r["explanation"]["text"] for r in a["recommendations"]] for a in (one, other))
+        assert text == other_text
+    serve.delete("fused")
+
+
 def test_a_second_service_is_not_started_over_a_running_one(url: str, run: Run) -> None:
     from llm4sbr_ray.errors import UserError
 
