@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class Task:
 
 def run_trial(settings: Settings, task: Task) -> None:
     """A trial's whole life, in an actor of Ray Tune. One that was killed goes on from its last epoch."""
-    run = Run(apply_settings(task.run.config, settings))
+    run = copy.copy(task.run)  # not a new Run: an actor has a working directory of its own, and storage may be relative
+    run.config = apply_settings(task.run.config, settings)
     tune, seed = run.config.tune, run.config.train.seeds[0]
     folder = task.folder(ray.tune.get_context().get_trial_id())
     stage = Stage(f"tune/{task.model}", run, folder)

@@ -69,8 +69,13 @@ def test_better_than_bad_settings_and_best_yaml_trains_as_the_trial_did(ray_clus
     assert not run.exists(".partial/tune-srgnn")
 
 
-def test_trials_on_ray_train_workers(ray_cluster: None, tmp_path: Path) -> None:
-    run = planted_run(config_with(tmp_path, workers=2, trials=1, concurrent=1), sessions=40)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_trial_here_and_on_ray_train_workers(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    config = config_with(tmp_path, workers=workers, trials=1, concurrent=1)
+    monkeypatch.chdir(tmp_path)  # actors work in other folders
+    run = planted_run(config.model_copy(update={"storage": "runs"}), sessions=40)
     tune(run)
     (trial,) = run.read_json("tune", "srgnn", "trials.json")["trials"]
     assert trial["epochs"] == 4
