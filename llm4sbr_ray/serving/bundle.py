@@ -69,8 +69,7 @@ class Manifest(_Record):
     files: dict[str, FileRecord]
 
     def content_hash(self) -> str:
-        values = self.model_dump(mode="json", exclude={"version"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return _content_hash(self.model_dump(mode="json"))
 
 
 class Bundle:
@@ -303,6 +302,11 @@ def _record(content: bytes) -> FileRecord:
     return FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
+def _content_hash(values: dict[str, Any]) -> str:
+    content = {name: value for name, value in values.items() if name != "version"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _read_manifest(store: Store) -> Manifest:
     where = posixpath.join(store.uri(), "bundle.json")
     if not store.exists("bundle.json"):
@@ -319,6 +323,7 @@ def _read_manifest(store: Store) -> Manifest:
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(f"{where}: field {field!r} is wrong or missing: export the bundle again") from error
-    if manifest.content_hash() != manifest.version:
+    # Of the file as it is: a setting that has come since, with its default, must not make it another bundle.
+    if _content_hash(values) != manifest.version:
         raise UserError(f"{where}: changed after the export: export the bundle again")
     return manifest

@@ -83,6 +83,10 @@ class Fused:
 
     @serve.batch(**BATCH)
     async def _rank_batch(self, queries: list[tuple[Sequence[int], Sequence[int], int]]) -> list[Ranked]:
+        return self.rank_all(queries)
+
+    def rank_all(self, queries: Sequence[tuple[Sequence[int], Sequence[int], int]]) -> list[Ranked]:
+        """Rank for some (items, excluded, k) at once; the timings are those of the whole batch."""
         began = time.perf_counter()
         vectors = self._encoder.encode([items for items, _, _ in queries])
         encoded = time.perf_counter()
