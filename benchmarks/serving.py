@@ -30,6 +30,8 @@ import yaml
 from serving_bundle import bodies, write_synthetic
 
 from llm4sbr_ray.serving.ask import free_port
+from llm4sbr_ray.serving.bundle import Bundle
+from llm4sbr_ray.serving.graph import Fused
 
 HERE = Path(__file__).parent
 # Serve's own switches: requests go from HAProxy straight to the ingress replica, and user code shares its event loop.
@@ -153,8 +155,32 @@ def main() -> None:
     figures: dict[str, Any] = {
         key: rows["service"][key] for key in ("requests_per_second", "p50_ms", "p90_ms", "p99_ms", "errors")
     }
+    if "capacity" not in arguments.without:
+        service_flat, echo_flat = (rows[f"{n}, flat out"]["requests_per_second"] for n in ("service", "echo"))
+        figures |= {"capacity_requests_per_second": service_flat, "floor_requests_per_second": echo_flat}
+        figures["fraction_of_floor"] = round(service_flat / echo_flat, 3)
+    if "defaults" not in arguments.without:
+        figures |= {f"defaults_{key}": rows["Serve's defaults"][key] for key in ("requests_per_second", "p90_ms")}
+    figures |= {"echo_p90_ms": rows["echo"]["p90_ms"], "cold_start_s": round(tuned.cold_start_s, 1)}
+    if "model" not in arguments.without:
+        figures["model_cpu_ms"] = model_floor(bundle, load)
+        print(f"model alone, one session at a time: {figures['model_cpu_ms']} ms CPU")
     if arguments.json:
         arguments.json.write_text(json.dumps({"figures": figures, "rows": rows}, indent=1) + "\n")
+
+
+def model_floor(bundle: Path, load: Path) -> float:
+    """CPU milliseconds that one session costs the model in this process, without HTTP and without batching."""
+    opened = Bundle(str(bundle))
+    catalogue, fused = opened.catalogue(), Fused(opened, 100_000, 3)
+    known = [catalogue.split_known(json.loads(line)["items"])[0] for line in load.read_bytes().splitlines()[:220]]
+    queries = [(items, sorted(set(items)), 20) for items in known]
+    for query in queries[:20]:
+        fused.rank_all([query])
+    began = time.process_time()
+    for query in queries[20:]:
+        fused.rank_all([query])
+    return round(1000 * (time.process_time() - began) / len(queries[20:]), 3)
 
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
