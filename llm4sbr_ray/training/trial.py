@@ -23,7 +23,7 @@ from llm4sbr_ray.training.space import Settings, apply_settings
 from llm4sbr_ray.training.trainer import train_here
 from llm4sbr_ray.training.validation import valid_score, validate
 
-HISTORY = "history.json"
+HISTORY, SETTINGS = "history.json", "settings.json"
 METRIC = "best_score"  # reported each epoch: the best validation score so far
 
 
@@ -45,6 +45,7 @@ def run_trial(settings: Settings, task: Task) -> None:
     run.config = apply_settings(task.run.config, settings)
     tune, seed = run.config.tune, run.config.train.seeds[0]
     folder = task.folder(ray.tune.get_context().get_trial_id())
+    folder.write_json(settings, SETTINGS)
     stage = Stage(f"tune/{task.model}", run, folder)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // tune.concurrent))

@@ -29,7 +29,7 @@ from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.build import LLM4SBR_SUFFIX, is_count_model, is_llm4sbr, known_models
 from llm4sbr_ray.training.space import Domain, Scalar, Settings, Space, apply_settings, read_setting, read_space
 from llm4sbr_ray.training.trainer import learning_settings
-from llm4sbr_ray.training.trial import HISTORY, METRIC, Task, run_trial
+from llm4sbr_ray.training.trial import HISTORY, METRIC, SETTINGS, Task, run_trial
 from llm4sbr_ray.training.trials import TrialResult, best_trial, write_trials
 
 EXPERIMENT = "ray-tune"  # beside the stage's outputs: gone when the stage is committed
@@ -144,13 +144,12 @@ def _search(stage: Stage, model: str, space: Space) -> Facts:
         for leftover in (EXPERIMENT, "trials"):
             stage.store.delete(leftover)
         tuner = _new_tuner(stage, trainable, config, model, space)
-    results = [_read_result(n, result, task) for n, result in enumerate(tuner.fit(), start=1)]
-    done = [result for result in results if result.history]
-    if not done:
-        raise UserError(f"{stage.name}: no trial worked; the first one: {results[0].error}")
-    write_trials(stage.store.below(tune_folder(model)), stage.run.config, model, space, results)
+    results = _read_results(tuner.fit(), task)
     for leftover in (EXPERIMENT, "trials"):
         stage.store.delete(leftover)
+    if not any(result.history for result in results):
+        raise UserError(f"{stage.name}: no trial worked; the first one: {results[0].error}")
+    write_trials(stage.store.below(tune_folder(model)), stage.run.config, model, space, results)
     best = best_trial(results)
     return {"rows": len(results), "valid_score": best.score(), "best_trial": best.number}
 
@@ -198,6 +197,7 @@ def _new_tuner(stage: Stage, trainable: Any, config: RunConfig, model: str, spac
             num_samples=settings.trials,
             max_concurrent_trials=settings.concurrent,
             time_budget_s=None if settings.max_minutes is None else settings.max_minutes * 60,
+            trial_dirname_creator=_trial_id,
             reuse_actors=not settings.workers,  # the process of a trial takes seconds to start
         ),
         run_config=ray.tune.RunConfig(
@@ -242,13 +242,20 @@ def _restorable(experiment: Store) -> bool:
     return True
 
 
-def _read_result(number: int, result: ray.tune.Result, task: Task) -> TrialResult:
-    trial_id = (result.metrics or {}).get("trial_id")
-    folder = task.folder(trial_id) if trial_id else None
-    history = folder.read_json(HISTORY) if folder is not None and folder.exists(HISTORY) else []
-    settings: dict[str, Scalar] = dict(result.config)
-    error = "" if result.error is None else str(result.error).strip().splitlines()[-1]
-    return TrialResult(number, settings, history, error)
+def _trial_id(trial: Trial) -> str:
+    return str(trial.trial_id)
+
+
+def _read_results(grid: ray.tune.ResultGrid, task: Task) -> list[TrialResult]:
+    """The trials that began, in that order. Of one that failed before a kill Ray Tune knows little more than its id."""
+    results: list[TrialResult] = []
+    for result in grid:
+        folder = task.folder(Path(result.path).name)
+        if folder.exists(SETTINGS):
+            history = folder.read_json(HISTORY) if folder.exists(HISTORY) else []
+            error = "" if result.error is None else str(result.error).strip().splitlines()[-1]
+            results.append(TrialResult(len(results) + 1, folder.read_json(SETTINGS), history, error))
+    return results
 
 
 class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray is untyped
