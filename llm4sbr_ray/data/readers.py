@@ -8,8 +8,10 @@ A row is a `RawRow`: the values of its columns, or the reason why it has none.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -61,7 +63,7 @@ def column_names(table: TableFiles, file: File) -> list[str]:
         if file.format == "csv":
             return _header(table, file, stream)
         names: dict[str, None] = {}
-        for row in islice(_json_rows(stream, 1, file.size), PEEKED_ROWS):
+        for row in islice(_json_rows(stream, 1, file.end), PEEKED_ROWS):
             names.update(dict.fromkeys(row.values or ()))
         return list(names)
 
@@ -76,7 +78,7 @@ def text_columns(table: TableFiles) -> list[str]:
         return [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     with _open(table, file) as stream:
         names: dict[str, None] = {}
-        for row in islice(_json_rows(stream, 1, file.size), PEEKED_ROWS):
+        for row in islice(_json_rows(stream, 1, file.end), PEEKED_ROWS):
             names.update((key, None) for key, value in (row.values or {}).items() if isinstance(value, str))
         return list(names)
 
@@ -94,18 +96,22 @@ def read_rows(table: TableFiles, chunk: Chunk, columns: list[str]) -> Iterator[R
     ------
     UserError
         A Parquet file that cannot be read: its pages are compressed, so no row of a broken one can be told.
+        A gzipped file that is cut off.
     """
     if chunk.file.format == "parquet":
         yield from _parquet_rows(table, chunk, columns)
         return
     with _open(table, chunk.file) as stream:
-        if chunk.file.format == "csv":
-            yield from _csv_rows(stream, _header(table, chunk.file, stream), columns)
-        else:
-            if chunk.start:
-                stream.seek(chunk.start - 1)
-                stream.readline()  # the line that began in the chunk before
-            yield from _json_rows(stream, chunk.first_row, chunk.stop)
+        try:
+            if chunk.file.format == "csv":
+                yield from _csv_rows(stream, _header(table, chunk.file, stream), columns)
+            else:
+                if chunk.start:
+                    stream.seek(chunk.start - 1)
+                    stream.readline()  # the line that began in the chunk before
+                yield from _json_rows(stream, chunk.first_row, chunk.stop)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{table.name}: {chunk.file.path} cannot be read to its end: {error}") from error
 
 
 def _open(table: TableFiles, file: File) -> io.BufferedReader:
@@ -113,7 +119,8 @@ def _open(table: TableFiles, file: File) -> io.BufferedReader:
         stream: Any = table.fs.open_input_file(file.path)
     except OSError as error:
         raise UserError(f"{table.name}: {file.path} cannot be opened: {error}") from error
-    return io.BufferedReader(stream, 2**20)
+    raw: Any = gzip.GzipFile(fileobj=stream, mode="rb") if file.is_gzipped else stream
+    return io.BufferedReader(raw, 2**20)
 
 
 # ---- Parquet

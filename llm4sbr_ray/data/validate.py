@@ -1,8 +1,9 @@
 """What a row must be: values of a raw row in, typed values out, or a `RowError` with one stable reason.
 
-Ids are strings or integers and become strings. A list is a list, or a text cell: a JSON list, else ids
-separated by blanks. A time is a number of seconds since the epoch, an ISO 8601 text (without a zone: UTC),
-or a date or time of Parquet.
+Ids are strings or integers and become strings; a whole float is an integer, because a column of integers with
+nulls becomes one of floats in pandas. A list is a list, or a text cell: a JSON list, else ids separated by blanks.
+A time is a number since the epoch, an ISO 8601 text (without a zone: UTC), or a date or time of Parquet. A number
+counts seconds below 1e11 (the year 5138), milliseconds below 1e14, microseconds below 1e17, else nanoseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any
 
 import orjson
 
-MAX_SECONDS = 2**63 // 10**6  # times are int64 microseconds
+MAX_MICROSECONDS = 2**63  # times are int64
+MAX_EXACT_FLOAT = 2**53
+# The first bound that a number is below says what it counts, and how many microseconds that is (as a fraction).
+TIME_UNITS = ((10**11, 1_000_000, 1), (10**14, 1_000, 1), (10**17, 1, 1), (2**63, 1, 1_000))
 
 
 class Microseconds(int):
@@ -30,6 +34,10 @@ def parse_id(value: Any, what: str) -> str:
         raise RowError(f"{what} is missing")
     if isinstance(value, bytes):
         value = _decode(value)
+    elif isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
+        value = str(int(value))
+    elif isinstance(value, float) and value != value:
+        raise RowError(f"{what} is missing")  # how pandas writes a null among numbers
     elif isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
@@ -68,11 +76,14 @@ def parse_time(value: Any) -> int:
         return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError("timestamp has a wrong type")
-    if isinstance(value, Microseconds) and abs(value) < MAX_SECONDS * 10**6:
-        return int(value)
-    if not abs(value) < MAX_SECONDS:  # not a number is not below anything
+    if isinstance(value, Microseconds):
+        if abs(value) < MAX_MICROSECONDS:
+            return int(value)
         raise RowError("timestamp is out of range")
-    return value * 1_000_000 if isinstance(value, int) else round(value * 1e6)
+    for below, times, per in TIME_UNITS:
+        if abs(value) < below:  # not a number is not below anything
+            return value * times // per if isinstance(value, int) else round(value * times / per)
+    raise RowError("timestamp is out of range")
 
 
 def parse_text(value: Any, what: str) -> str | None:

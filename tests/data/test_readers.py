@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -189,6 +190,33 @@ def test_a_broken_parquet_page_is_one_clear_line(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"data\.sessions: .*a\.parquet is a broken Parquet file"):
         read(path)
+
+
+# ---- gzipped
+
+
+def test_gzipped_text_reads_as_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "JSONL_CHUNK_BYTES", 8)  # a plain file would be cut here
+    texts = {
+        "a.csv": b'\xef\xbb\xbfid,title\r\n1,"two\r\nlines"\r\n2\r\n3,c\r\n',
+        "b.jsonl": b'{"id": 1}\n\n{"id": \n{"id": 3}',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text)
+        # Two gzip members, as `cat a.gz b.gz` leaves them.
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text[:9]) + gzip.compress(text[9:]))
+        rows = read(tmp_path / f"{name}.gz")
+        assert rows == read(tmp_path / name)
+        assert len(rows) == 3
+    table = tables.locate(str(tmp_path / "b.jsonl.gz"), "auto", "data.items")
+    assert column_names(table, table.files[0]) == ["id"]
+
+
+def test_a_gzipped_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    for name, data in (("cut.csv.gz", gzip.compress(b"id\n" + b"1\n" * 999)[:-9]), ("not.csv.gz", b"id\n1\n")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"data\.sessions: .*{name} cannot be read"):
+            read(tmp_path / name, ["id"])
 
 
 # ---- all

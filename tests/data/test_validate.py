@@ -27,7 +27,7 @@ ANYTHING = st.recursive(
 )
 
 
-@pytest.mark.parametrize(("value", "expected"), [("a b", "a b"), (7, "7"), (b"x", "x"), (-1, "-1")])
+@pytest.mark.parametrize(("value", "expected"), [("a b", "a b"), (7, "7"), (b"x", "x"), (-1, "-1"), (10.0, "10")])
 def test_ids(value: Any, expected: str) -> None:
     assert parse_id(value, "item id") == expected
 
@@ -37,7 +37,10 @@ def test_ids(value: Any, expected: str) -> None:
     [
         (None, "item id is missing"),
         (" ", "item id is missing"),
-        (1.0, "item id has a wrong type"),
+        (1.5, "item id has a wrong type"),
+        (float("nan"), "item id is missing"),
+        (float("inf"), "item id has a wrong type"),
+        (2.0**53, "item id has a wrong type"),  # the integer it was may have been another
         (True, "item id has a wrong type"),
         (["a"], "item id has a wrong type"),
         (b"\xff", "not valid UTF-8"),
@@ -94,6 +97,13 @@ def test_refused_items(value: Any, reason: str) -> None:
         (datetime(2024, 1, 1), 1_704_067_200),
         (datetime(2024, 1, 1, 2, tzinfo=timezone(timedelta(hours=2))), 1_704_067_200),
         (Microseconds(5), 5e-6),
+        (99_999_999_999, 99_999_999_999),  # the last second
+        (1_700_000_000_123, 1_700_000_000.123),  # milliseconds
+        ("1700000000123", 1_700_000_000.123),
+        (1_700_000_000_123.0, 1_700_000_000.123),
+        (1_700_000_000_123_456, 1_700_000_000.123456),
+        (1_700_000_000_123_456_789, 1_700_000_000.123456),
+        (-1_700_000_000_123, -1_700_000_000.123),
     ],
 )
 def test_times(value: Any, seconds: float) -> None:
