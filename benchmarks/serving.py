@@ -65,6 +65,9 @@ def service(config: Path, bundle: Path, tuned: bool, changes: dict[str, Any]) ->
     values = yaml.safe_load(config.read_text())
     values["http_options"] |= {"host": "127.0.0.1", "port": free_port()}
     values["applications"][0]["args"] |= {"bundle": str(bundle.absolute()), **changes}
+    application = values["applications"][0]
+    if application["args"].get("graph") == "fused":  # Serve refuses settings of deployments that are not there
+        application["deployments"] = [d for d in application["deployments"] if d["name"] == "Ingress"]
     values["applications"].append({"name": "echo", "route_prefix": "/echo", "import_path": "serving_echo:app"})
     switches = {name: value for name, value in os.environ.items() if name not in TUNED}
     env = (

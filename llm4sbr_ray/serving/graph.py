@@ -1,7 +1,7 @@
 """The way from clicks to a ranking: through deployments of their own, or within one process.
 
 `Composed` calls the behaviour encoder, the embedding cache and the ranker by handles: each scales on its own. `Fused`
-holds all three itself: a request makes no hop, which is what a small machine needs (docs/serving.md has the figures).
+holds all three itself: a request makes no hop, which is what a small machine needs.
 """
 
 from __future__ import annotations
