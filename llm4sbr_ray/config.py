@@ -247,6 +247,25 @@ class ItemKNN(Section):
     decay: float = Field(default=3.0, gt=0)  # the click i steps before the last counts exp(-i / decay)
 
 
+class Stan(Section):
+    """STAN: session-kNN with three decay factors; a decay of 0 leaves its factor away."""
+
+    k: int = Field(default=200, ge=1)
+    sample_size: int = Field(default=1000, ge=1)  # most recent candidate sessions considered
+    click_decay: float = Field(default=3.0, ge=0)  # clicks: the one i steps before the last counts exp(-i / decay)
+    recency_decay: float = Field(default=0.0, ge=0)  # share of the train sessions; only where they are in time order
+    item_decay: float = Field(default=2.0, ge=0)  # clicks between a neighbour's item and the shared click
+
+
+class Vmis(Section):
+    """VMIS-kNN."""
+
+    k: int = Field(default=100, ge=1)
+    m: int = Field(default=1000, ge=1)  # most recent sessions an item in the index, and candidates considered
+    decay: float = Field(default=0.0, ge=0)  # the click i steps before the last counts exp(-i / decay); 0: linearly
+    idf: float = Field(default=1.0, ge=0)  # power of the idf factor; 0 leaves it away
+
+
 class Neighbours(Section):
     """The models that count: session-kNN (V-SkNN), and the others in sections of their own."""
 
@@ -255,6 +274,8 @@ class Neighbours(Section):
     decay: float = Field(default=3.0, ge=0)  # lambda of the position decay; 0 = plain S-kNN
     rules: Rules = Rules()
     itemknn: ItemKNN = ItemKNN()
+    stan: Stan = Stan()
+    vmis: Vmis = Vmis()
 
 
 class TrainConfig(Section):

@@ -44,6 +44,8 @@ LABELS = {
     "itemknn": "Item-kNN",
     "rules": "Sequential rules",
     "sknn": "Session-kNN",
+    "stan": "STAN",
+    "vmis": "VMIS-kNN",
     "srgnn": "SR-GNN",
     "narm": "NARM",
     "stamp": "STAMP",

@@ -16,6 +16,8 @@ from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.neighbours import SessionKNN
 from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.models.popularity import Popularity
+from llm4sbr_ray.models.stan import STAN
+from llm4sbr_ray.models.vmis import VMISKNN
 
 LLM4SBR_SUFFIX = "+llm4sbr"
 
@@ -24,12 +26,16 @@ COUNT_MODELS: dict[str, Callable[[int, Neighbours], CountModel]] = {
     "itemknn": lambda n_items, neighbours: ItemNeighbours(n_items, neighbours.itemknn),
     "rules": lambda n_items, neighbours: SequentialRules(n_items, neighbours.rules),
     "sknn": SessionKNN,
+    "stan": lambda n_items, neighbours: STAN(n_items, neighbours.stan),
+    "vmis": lambda n_items, neighbours: VMISKNN(n_items, neighbours.vmis),
 }
 COUNT_SETTINGS: dict[str, set[str]] = {  # the part of the section `neighbours` that each of them reads
     "popularity": set(),
     "itemknn": {"itemknn"},
     "rules": {"rules"},
     "sknn": {"k", "sample_size", "decay"},
+    "stan": {"stan"},
+    "vmis": {"vmis"},
 }
 
 
