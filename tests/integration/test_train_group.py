@@ -12,11 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from planted_run import planted_config, planted_run
+from planted_run import N_ITEMS, planted_config, planted_run
 from safetensors.torch import load
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.backbones.gcegnn import GCEGNN, global_graph
+from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.training.counts import train_sessions
 from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import load_model
 from llm4sbr_ray.training.trainer import train
@@ -90,6 +93,18 @@ def test_a_killed_worker_is_replaced(unbroken: Run, tmp_path: Path) -> None:
     killer.join()
     assert killed
     assert_same_model(run, unbroken)
+
+
+def test_workers_train_with_the_graph_of_all_train_sessions(ray_cluster: None, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path, models=("gcegnn",), epochs=1), SESSIONS)
+    train(run)
+    model = load_model(run, "gcegnn", 0)
+    assert isinstance(model, PlainRecommender)
+    assert isinstance(model.backbone, GCEGNN)
+    items_N, offsets_S1 = train_sessions([run.read_table("data", "train")])
+    neighbour_VK, count_VK = global_graph(items_N, offsets_S1, N_ITEMS, model.backbone.reach, 12)
+    assert torch.equal(model.backbone.neighbour_VK, neighbour_VK.int())
+    assert torch.equal(model.backbone.count_VK, count_VK.int())
 
 
 def _title(process: psutil.Process) -> str:
