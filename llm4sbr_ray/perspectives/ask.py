@@ -13,6 +13,7 @@ from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import engine, relational
 from llm4sbr_ray.perspectives import store as answer_store
+from llm4sbr_ray.perspectives.outputs import questions
 from llm4sbr_ray.perspectives.progress import Progress
 from llm4sbr_ray.perspectives.render import render, unique_prompts
 
@@ -98,6 +99,7 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
     data = run.below("data")
     if not work.exists("prompts.done"):
         work.delete("prompts")
+        questions(data, config)  # refuses here, in one line, what the actors would meet
         render(data, work.below("prompts"), identity, config)
         work.write_json(identity, "identity.json")
         work.write_json(True, "prompts.done")

@@ -8,7 +8,8 @@ tokenizer stages: one pass, exact token counts, and no prompt that the engine wo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Engine, Perspectives
 from llm4sbr_ray.metrics import count_prompts
-from llm4sbr_ray.perspectives.prompts import clean_title, messages
+from llm4sbr_ray.perspectives.outputs import Question, questions
+from llm4sbr_ray.perspectives.prompts import control_tokens, messages, neutralise
 
 HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
 _FIELDS: list[pa.Field[Any]] = [
@@ -33,6 +35,16 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
 ]
 ANSWER_SCHEMA = pa.schema(_FIELDS)
+# One type for all perspectives, so that blocks of several can be joined.
+_STRUCTURED: list[pa.Field[Any]] = [pa.field("choice", pa.list_(pa.string())), pa.field("json", pa.string())]
+_SAMPLING: list[pa.Field[Any]] = [
+    pa.field("max_tokens", pa.int32()),
+    pa.field("temperature", pa.float64()),
+    pa.field("top_p", pa.float64()),
+    pa.field("seed", pa.int64()),
+    pa.field("structured_outputs", pa.struct(_STRUCTURED)),  # null: free text
+]
+SAMPLING_TYPE = pa.struct(_SAMPLING)
 
 
 def uses_gpu(engine: Engine) -> bool:
@@ -65,6 +77,8 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
         Location of the folder with items.parquet, whose titles the prompts show.
     """
     engine = config.engine
+    found = questions(Store(catalogue), config)
+    constrained = {name: replace(q, lines=[]) for name, q in found.items() if q.structured()}
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column="prompt_key", checkpoint_path=done.uri(), delete_checkpoint_on_success=False
@@ -81,7 +95,11 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             compute=ray.data.ActorPoolStrategy(size=1),
         )
         answered = build_processor(_processor_config(model, config))(prompts).map_batches(
-            extract, batch_format="pandas", batch_size=engine.batch_size, num_cpus=HELPER_CPUS
+            extract,
+            fn_kwargs={"constrained": constrained},
+            batch_format="pandas",
+            batch_size=engine.batch_size,
+            num_cpus=HELPER_CPUS,
         )
         answered.write_parquet(
             answers.uri(), ray_remote_args={"num_cpus": HELPER_CPUS}, min_rows_per_file=engine.write_rows
@@ -128,63 +146,61 @@ def _processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCo
     )
 
 
-def shown_titles(catalogue: Store, config: Perspectives) -> list[str]:
-    """V lines of text, one an item, as prompts show them."""
-    items = catalogue.read_table("items.parquet", columns=["title", "attributes"])
-    pairs = zip(items["title"].to_pylist(), items["attributes"].to_pylist(), strict=True)
-    return [clean_title(title, attributes, config.max_title_chars) for title, attributes in pairs]
-
-
 class Tokenise:
     """Ray Data actor: (prompt_key, view, items) -> what the vLLM stage takes."""
 
     def __init__(self, model: str, catalogue: str, config: Perspectives) -> None:
         from transformers import AutoTokenizer
 
-        self.titles = shown_titles(Store(catalogue), config)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.config = config
-        self.views = {view.name: view for view in config.views}
-        self.budget = config.engine.max_model_len - config.sampling.max_tokens
+        self.questions = questions(Store(catalogue), config)
+        control = control_tokens(self.tokenizer)
+        self.lines = {
+            name: [neutralise(line, control) for line in question.lines] for name, question in self.questions.items()
+        }
+        self.params = {name: _sampling_params(question, config) for name, question in self.questions.items()}
 
     def tokens(self, view: str, items: Sequence[int]) -> tuple[list[int], bool]:
         """Token ids of one prompt, with as many of the last items as the engine's context takes; whether not all."""
-        shown = [self.titles[item] for item in items]
+        question = self.questions[view]
+        budget = self.config.engine.max_model_len - self.params[view]["max_tokens"]
+        shown = [self.lines[view][item] for item in items]
         while True:
             ids = self.tokenizer.apply_chat_template(
-                messages(self.views[view], shown),
+                messages(question.view, shown, question.choices),
                 add_generation_prompt=True,
                 return_dict=False,
                 **self.config.chat_template_kwargs,
             )
-            if len(ids) <= self.budget or len(shown) == 1:
+            if len(ids) <= budget or len(shown) == 1:
                 return list(ids), len(shown) < len(items)
             shown = shown[1:]
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        sampling = self.config.sampling
-        params = {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-        }
         views: list[Any] = batch["view"].to_pylist()
         items: list[Any] = batch["items"].to_pylist()
         tokens, shortened = zip(
             *(self.tokens(view, shown) for view, shown in zip(views, items, strict=True)), strict=True
         )
-        answers = batch.select(["prompt_key"])
+        answers = batch.select(["prompt_key", "view"])
         answers = answers.append_column("tokenized_prompt", pa.array(tokens, pa.list_(pa.int32())))
         answers = answers.append_column("shortened", pa.array(shortened, pa.bool_()))
-        yield answers.append_column("sampling_params", pa.array([params] * len(batch)))
+        yield answers.append_column("sampling_params", pa.array([self.params[view] for view in views], SAMPLING_TYPE))
 
 
-def extract(batch: Any) -> pa.Table:
-    """The vLLM stage's rows -> `ANSWER_SCHEMA`."""
+def _sampling_params(question: Question, config: Perspectives) -> dict[str, Any]:
+    return config.sampling_of(question.view).model_dump() | {"structured_outputs": question.structured()}
+
+
+def extract(batch: Any, constrained: Mapping[str, Question] | None = None) -> pa.Table:
+    """The vLLM stage's rows -> `ANSWER_SCHEMA`. `constrained`: the perspectives whose answers have a form to keep."""
     failed = batch["__inference_error__"].fillna("").astype(str)
     text = batch["generated_text"].fillna("").astype(str).str.split().str.join(" ")
     error = failed.mask(failed == "", text.map({"": "empty answer"}))  # null where there is an answer
+    for name, question in (constrained or {}).items():
+        error = error.mask(error.isna() & (batch["view"] == name), text.map(question.fault))
+    text = text.mask(error.notna(), "")
     tokens = (int(batch[name].fillna(0).sum()) for name in ("num_input_tokens", "num_generated_tokens"))
     count_prompts(len(batch), int(error.notna().sum()), *tokens)
     return pa.table(

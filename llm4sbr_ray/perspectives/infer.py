@@ -16,8 +16,9 @@ import torch
 from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.perspectives.ask import ask_perspectives
-from llm4sbr_ray.perspectives.engine import shown_titles
 from llm4sbr_ray.perspectives.intents import encode_items, localise_answers
+from llm4sbr_ray.perspectives.outputs import shown_titles
+from llm4sbr_ray.perspectives.plan import plan
 from llm4sbr_ray.perspectives.pocket_lm import folder_bytes, pocket_views, train_pocket_lm
 
 
@@ -29,15 +30,26 @@ def infer(run: Run, retry_errors: bool = False) -> None:
     retry_errors
         Ask again what the committed LLM stage has an error for.
     """
-    model = run.config.perspectives.model
-    if model is None:
-        build_pocket_lm(run)
-        digest = hashlib.sha256(run.read_bytes("pocket-lm", "model.safetensors")).hexdigest()[:16]
-        ask_perspectives(run, run.uri("pocket-lm"), f"pocket-lm:{digest}", ["ingest", "pocket-lm"], retry_errors)
-    else:
-        ask_perspectives(run, model, model_identity(model), ["ingest"], retry_errors)
+    model, identity, after = _model(run)
+    ask_perspectives(run, model, identity, after, retry_errors)
     encode_items(run)
     localise_answers(run)
+
+
+def plan_inference(run: Run) -> None:
+    """Print what `infer` would ask and what it would cost; asks nothing. Trains the pocket LM if that is to be used."""
+    model, identity, _ = _model(run)
+    plan(run, model, identity)
+
+
+def _model(run: Run) -> tuple[str, str, list[str]]:
+    """What vLLM loads, what stands for it in keys, and the stages before the asking."""
+    model = run.config.perspectives.model
+    if model is not None:
+        return model, model_identity(model), ["ingest"]
+    build_pocket_lm(run)
+    digest = hashlib.sha256(run.read_bytes("pocket-lm", "model.safetensors")).hexdigest()[:16]
+    return run.uri("pocket-lm"), f"pocket-lm:{digest}", ["ingest", "pocket-lm"]
 
 
 def model_identity(model: str) -> str:

@@ -13,8 +13,9 @@ import ray
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import Perspectives, Text
 from llm4sbr_ray.perspectives import relational
-from llm4sbr_ray.perspectives.engine import HELPER_CPUS, shown_titles
+from llm4sbr_ray.perspectives.engine import HELPER_CPUS
 from llm4sbr_ray.perspectives.localisation import FloatArray, localise
+from llm4sbr_ray.perspectives.outputs import readable, shown_titles
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
 
 ENCODER_CPUS = 1.0
@@ -189,7 +190,12 @@ class Localise:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         answers: list[Any] = batch["answer"].to_pylist()
-        found = localise(self.encoder.encode(answers), self.items_VE, self.text.localised_items, self.text.min_cosine)
+        found = localise(
+            self.encoder.encode([readable(answer) for answer in answers]),
+            self.items_VE,
+            self.text.localised_items,
+            self.text.min_cosine,
+        )
         return pa.table(
             {
                 "answer": batch["answer"].combine_chunks(),

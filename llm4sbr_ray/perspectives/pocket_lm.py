@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from llm4sbr_ray.config import Perspective, Perspectives
+from llm4sbr_ray.config import LONG_TERM, SHORT_TERM, Perspective, Perspectives
 from llm4sbr_ray.perspectives.prompts import messages
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -115,8 +115,9 @@ def train_pocket_lm(
 
 def pocket_views(config: Perspectives) -> list[Perspective]:
     """The questions it learns: the first of each anchor, so that a further perspective leaves the model as it is."""
-    first = {view.anchor: view for view in reversed(config.views)}
-    return [view for view in config.views if first[view.anchor] is view]
+    views = [view for view in config.views if view.output == "text"] or [LONG_TERM, SHORT_TERM]
+    first = {view.anchor: view for view in reversed(views)}
+    return [view for view in views if first[view.anchor] is view]
 
 
 def _train_tokenizer(titles: Sequence[str], config: Perspectives) -> PreTrainedTokenizerFast:

@@ -7,7 +7,9 @@ growing session only at its end. Titles are other people's text: one line each, 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from llm4sbr_ray.config import Perspective, Perspectives
 
@@ -33,19 +35,41 @@ def session_text(titles: Sequence[str]) -> str:
     return "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))
 
 
-def messages(view: Perspective, titles: Sequence[str]) -> list[dict[str, str]]:
+def instruction(view: Perspective, choices: Sequence[str] = ()) -> str:
+    """What stands before each session of a perspective."""
+    return view.instruction + (f"\nAnswer with one of: {'; '.join(choices)}" if choices else "")
+
+
+def messages(view: Perspective, titles: Sequence[str], choices: Sequence[str] = ()) -> list[dict[str, str]]:
     """The chat that asks one perspective about one session."""
     return [
-        {"role": "system", "content": view.instruction},
+        {"role": "system", "content": instruction(view, choices)},
         {"role": "user", "content": session_text(titles)},
     ]
 
 
-def prompt_key(model: str, perspectives: Perspectives, view: Perspective, titles: Sequence[str]) -> str:
-    """128-bit hex digest of all that determines an answer: model, sampling, instruction, session text.
+def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds the texts that a tokenizer reads as tokens of their own, such as the chat template's <|im_end|>."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    named = sorted((text for text in added if len(text.strip()) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, named))) if named else None
+
+
+def neutralise(title: str, tokens: re.Pattern[str] | None) -> str:
+    """Break what a tokenizer would read as a control token: a title must not end the message that quotes it."""
+    return title if tokens is None else tokens.sub(lambda found: f"{found[0][0]} {found[0][1:]}", title)
+
+
+def prompt_key(
+    model: str, perspectives: Perspectives, view: Perspective, titles: Sequence[str], choices: Sequence[str] = ()
+) -> str:
+    """128-bit hex digest of all that determines an answer: model, sampling, instruction, session text, output form.
 
     Two samples with one key are asked once.
     """
-    sampling = perspectives.sampling.model_dump_json()
-    text = "\x1f".join((model, sampling, view.instruction, session_text(titles)))
+    sampling = perspectives.sampling_of(view).model_dump_json()
+    parts = [model, sampling, instruction(view, choices), session_text(titles)]
+    if view.output != "text":
+        parts.append(view.output.model_dump_json())
+    text = "\x1f".join(parts)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

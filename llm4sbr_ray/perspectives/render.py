@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import ray
 from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.perspectives import relational
-from llm4sbr_ray.perspectives.engine import HELPER_CPUS, shown_titles
+from llm4sbr_ray.perspectives.engine import HELPER_CPUS
+from llm4sbr_ray.perspectives.outputs import Question, questions
 from llm4sbr_ray.perspectives.prompts import prompt_key
 
 _FIELDS: list[pa.Field[Any]] = [
@@ -54,14 +56,13 @@ class RenderFile:
 
     def __init__(self, data: str, model: str, config: Perspectives) -> None:
         self.data, self.model, self.config = Store(data), model, config
-        self.titles = shown_titles(self.data, config)
+        self.questions = questions(self.data, config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (file,) = batch.to_pylist()
         samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items"])
         prefixes: list[Any] = samples["items"].to_pylist()
         windows = [items[-self.config.max_items :] for items in prefixes]
-        shown = [[self.titles[item] for item in window] for window in windows]
         n = len(windows)
         tables = [
             pa.table(
@@ -69,15 +70,19 @@ class RenderFile:
                     "position": pa.array(np.arange(file["position"], file["position"] + n)),
                     "split": [file["split"]] * n,
                     "sample_key": samples["sample_key"].combine_chunks(),
-                    "view": [view.name] * n,
-                    "prompt_key": [prompt_key(self.model, self.config, view, titles) for titles in shown],
+                    "view": [name] * n,
+                    "prompt_key": self._keys(question, windows),
                     "items": windows,
                 },
                 schema=PROMPT_SCHEMA,
             )
-            for view in self.config.views
+            for name, question in self.questions.items()
         ]
         return pa.concat_tables(tables)
+
+    def _keys(self, question: Question, windows: Sequence[Sequence[int]]) -> list[str]:
+        shown = ([question.lines[item] for item in window] for window in windows)
+        return [prompt_key(self.model, self.config, question.view, titles, question.choices) for titles in shown]
 
 
 def unique_prompts(prompts: Store, asked: Store, rows_a_file: int, known: Store | None = None) -> int:

@@ -10,8 +10,8 @@ import pytest
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import Engine
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.perspectives.engine import shown_titles
 from llm4sbr_ray.perspectives.intents import item_embeddings
+from llm4sbr_ray.perspectives.outputs import shown_titles
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.integration

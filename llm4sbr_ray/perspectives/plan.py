@@ -1,0 +1,116 @@
+"""What the LLM stage would ask and cost: counted, tokenised on a sample, priced; no engine starts and nothing is asked.
+
+python jobs/infer.py --config configs/demo.yaml --plan
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.perspectives import relational
+from llm4sbr_ray.perspectives import store as answer_store
+from llm4sbr_ray.perspectives.engine import Tokenise
+from llm4sbr_ray.perspectives.outputs import questions
+from llm4sbr_ray.perspectives.render import render
+
+FOLDER = ".plan"  # of the run, removed at the end
+SAMPLE = 256  # prompts tokenised, a perspective
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of the prompts that are still to be asked."""
+
+    prompt_tokens: int  # expected: a sample's mean times the prompts
+    generated_tokens: int  # at most: max_tokens each
+    seconds: float | None  # None: no rate is known
+    gpu_hours: float | None
+    money: float | None  # None: no price is set, either
+
+    @classmethod
+    def of(cls, prompt_tokens: float, generated_tokens: int, rate: float | None, config: Perspectives) -> Cost:
+        """`rate` is in tokens a second, read and written, of the whole pool of actors."""
+        engine = config.engine
+        gpus = engine.actors[1] * engine.tensor_parallel_size * engine.pipeline_parallel_size
+        seconds = (prompt_tokens + generated_tokens) / rate if rate else None
+        hours = None if seconds is None else seconds * gpus / 3600
+        price = config.price_per_gpu_hour
+        return cls(
+            round(prompt_tokens),
+            generated_tokens,
+            seconds,
+            hours,
+            None if hours is None or price is None else hours * price,
+        )
+
+
+def plan(run: Run, model: str, identity: str) -> Cost:
+    """Print what `ask_perspectives` would do with the same arguments (`identity`: of the model)."""
+    config, data, aside = run.config.perspectives, run.below("data"), run.below(FOLDER)
+    identity = answer_store.engine_identity(identity, config)
+    store = answer_store.open_store(run, identity)
+    questions(data, config)
+    aside.delete("")
+    try:
+        render(data, aside.below("prompts"), identity, config)
+        folders = [f"perspectives/{view.name}" for view in config.views]
+        known = answer_store.take(aside.below("prompts"), aside.below("known"), store, run, folders)
+        database = relational.connect()
+        database.register("prompts", relational.dataset(aside, "prompts"))
+        database.register("known", relational.dataset(aside, "known"))
+        database.execute(
+            "CREATE TABLE asked AS SELECT DISTINCT prompt_key, view FROM prompts ANTI JOIN known USING (prompt_key)"
+        )
+        ((samples, distinct),) = database.sql("SELECT count(*), count(DISTINCT prompt_key) FROM prompts").fetchall()
+        print(f"[plan] model {model}: {samples:,} questions, {distinct:,} distinct prompts, {known:,} answered before")
+        tokenise = Tokenise(model, data.uri(), config)
+        prompt_tokens, generated = 0.0, 0
+        for view in config.views:
+            rows = _sample(database, view.name)
+            ((asked,),) = database.sql(
+                "SELECT count(*) FROM asked WHERE view = $view", params={"view": view.name}
+            ).fetchall()
+            lengths = [len(tokenise.tokens(view.name, items)[0]) for items in rows]
+            mean = sum(lengths) / max(1, len(lengths))
+            prompt_tokens += asked * mean
+            generated += asked * config.sampling_of(view).max_tokens
+            print(f"[plan] {view.name}: {asked:,} prompts to ask of {mean:.1f} tokens each ({len(rows)} tokenised)")
+    finally:
+        aside.delete("")
+    rate, origin = _rate(run)
+    cost = Cost.of(prompt_tokens, generated, rate, config)
+    print(f"[plan] {cost.prompt_tokens:,} tokens to read and at most {cost.generated_tokens:,} to write")
+    if cost.seconds is None or cost.gpu_hours is None:
+        print("[plan] no rate is known: set perspectives.tokens_per_second, or run once and plan again")
+    else:
+        print(
+            f"[plan] at {rate:,.0f} tokens/s ({origin}): {cost.seconds:,.0f} s, {cost.gpu_hours:,.2f} GPU-hours at most"
+        )
+        money = "set perspectives.price_per_gpu_hour" if cost.money is None else f"{cost.money:,.2f}"
+        print(f"[plan] price: {money}", flush=True)
+    return cost
+
+
+def _sample(database: Any, view: str) -> list[list[int]]:
+    query = (
+        "SELECT items FROM prompts WHERE view = $view AND prompt_key IN (SELECT prompt_key FROM asked) "
+        f"USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (0)"
+    )
+    return [list(items) for (items,) in database.sql(query, params={"view": view}).fetchall()]
+
+
+def _rate(run: Run) -> tuple[float | None, str]:
+    """Tokens a second of the pool: as configured, or as this run's last asking had it."""
+    configured = run.config.perspectives.tokens_per_second
+    if configured is not None:
+        return configured, "perspectives.tokens_per_second"
+    asked = run.manifest()["stages"].get("perspectives", {}).get("perspectives", {})
+    rates = [
+        (view["prompt_tokens"] + view["generated_tokens"]) / view["prompts"] * view["rows_per_second"]
+        for view in asked.values()
+        if view.get("rows_per_second")
+    ]
+    return (sum(rates) / len(rates), "measured in this run") if rates else (None, "")

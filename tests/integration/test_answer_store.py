@@ -1,0 +1,91 @@
+"""Never twice, with a real engine: a second run on the same storage asks what is new, a retry what failed."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from small_run import ROOT, SMALL
+
+from llm4sbr_ray.artifacts import Run, Store
+from llm4sbr_ray.config import Perspective, load_config
+from llm4sbr_ray.perspectives import infer as stages
+from llm4sbr_ray.perspectives.outputs import questions
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+FORMED = ("category-need", "summary")
+STEADY = {"name": "steady", "anchor": "global", "instruction": "Name an item like all of these. Only output its name."}
+
+
+def second_run(pipeline_run: Run) -> Run:
+    """A run beside the first with one more perspective, and the stages before the LLM as the first committed them."""
+    config = load_config([*SMALL, "--storage", pipeline_run.config.storage, "--name", "second"])
+    shipped = [yaml.safe_load((ROOT / f"configs/perspectives/{name}.yaml").read_text()) for name in FORMED]
+    views = (*config.perspectives.views, *map(Perspective.model_validate, [STEADY, *shipped]))
+    # The pocket LM was never taught JSON: what it does not finish within max_tokens is an error, as it should be.
+    update = {"views": views, "splits": ("test",), "max_error_rate": 1.0, "retries": 0}
+    perspectives = config.perspectives.model_copy(update=update)
+    run = Run(config.model_copy(update={"perspectives": perspectives}))
+    for name in ("data", "pocket-lm"):
+        run.fs.create_dir(run.path(name))
+        pa.fs.copy_files(pipeline_run.path(name), run.path(name))
+    manifest = pipeline_run.manifest()
+    manifest["stages"] = {name: manifest["stages"][name] for name in ("ingest", "pocket-lm")}
+    run.write_json(manifest, "run.json")
+    return run
+
+
+def test_a_second_run_asks_only_what_is_new_and_a_retry_only_what_failed(pipeline_run: Run) -> None:
+    run = second_run(pipeline_run)
+    stages.infer(run)
+    facts = run.manifest()["stages"]["perspectives"]
+    keys = {}
+    for view in ("long-term", "short-term", "steady"):
+        keys[view] = set(run.read_table("perspectives", view)["prompt_key"].to_pylist())
+    first = {}
+    for view in ("long-term", "short-term"):
+        first |= {row["prompt_key"]: row for row in pipeline_run.read_table("perspectives", view).to_pylist()}
+    known = {key for key, row in first.items() if row["error"] is None}
+    for view in ("long-term", "short-term"):
+        assert facts["perspectives"][view]["from_store"] == len(keys[view] & known) > 0
+        for row in run.read_table("perspectives", view).to_pylist():
+            assert row["prompt_key"] not in known or row["answer"] == first[row["prompt_key"]]["answer"]
+    assert facts["perspectives"]["steady"]["from_store"] == 0
+    assert facts["perspectives"]["steady"]["prompts"] == len(keys["steady"]) > 0
+    assert facts["calls_saved"] == facts["rows"] - facts["prompts"] + facts["from_store"]
+
+    choices = questions(run.below("data"), run.config.perspectives)["category-need"].choices
+    needs = [row for row in run.read_table("perspectives", "category-need").to_pylist() if row["error"] is None]
+    assert {row["answer"] for row in needs} <= set(choices)
+    assert needs
+    for row in run.read_table("perspectives", "summary").to_pylist():
+        assert row["error"] is not None or set(json.loads(row["answer"])) == {"sentence", "taste"}
+
+    # An error, as an engine would have left it: in the committed stage, and no answer in the store.
+    table = run.read_table("perspectives", "steady")
+    bad = pc.min(table.filter(pc.is_null(table["error"]))["prompt_key"]).as_py()
+    hit = pc.equal(table["prompt_key"], bad)
+    answer = pc.if_else(hit, "", table["answer"])
+    error = pc.if_else(hit, "timed out", table["error"])
+    table = table.set_column(table.schema.get_field_index("answer"), "answer", answer)
+    table = table.set_column(table.schema.get_field_index("error"), "error", error)
+    run.delete("perspectives/steady")
+    run.write_table(table, "perspectives", "steady", "part-00000.parquet")
+    manifest = run.manifest()
+    manifest["stages"]["perspectives"]["perspectives"]["steady"]["errors"] = 1
+    run.write_json(manifest, "run.json")
+    for path in Store(run.config.storage).files("answers", suffix=".parquet"):
+        stored = pq.read_table(path)
+        pq.write_table(stored.filter(pc.not_equal(stored["prompt_key"], bad)), path)
+    stages.infer(run)
+    assert run.manifest()["stages"]["perspectives"]["finished_at"] == facts["finished_at"]  # done, so skipped
+    intents = run.manifest()["stages"]["intents"]["finished_at"]
+    stages.infer(run, retry_errors=True)
+    again = run.manifest()["stages"]
+    errors = 1 + sum(figures["errors"] for figures in facts["perspectives"].values())
+    assert again["perspectives"]["prompts"] - again["perspectives"]["from_store"] == errors
+    mended = {row["prompt_key"]: row["error"] for row in run.read_table("perspectives", "steady").to_pylist()}
+    assert mended[bad] is None
+    assert again["intents"]["finished_at"] != intents
