@@ -96,7 +96,7 @@ def plan(run: Run, model: str, identity: str) -> Cost:
 
 def _sample(database: Any, view: str) -> list[list[int]]:
     query = (
-        "SELECT items FROM prompts WHERE view = $view AND prompt_key IN (SELECT prompt_key FROM asked) "
+        "SELECT items FROM (SELECT items FROM prompts SEMI JOIN asked USING (prompt_key) WHERE view = $view) "
         f"USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (0)"
     )
     return [list(items) for (items,) in database.sql(query, params={"view": view}).fetchall()]

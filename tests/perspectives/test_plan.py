@@ -1,9 +1,10 @@
 """The cost of a plan: tokens over the pool's rate, on all its GPUs, at a price."""
 
+import duckdb
 import pytest
 
 from llm4sbr_ray.config import Engine, Perspectives
-from llm4sbr_ray.perspectives.plan import Cost
+from llm4sbr_ray.perspectives.plan import SAMPLE, Cost, _sample
 
 
 def test_cost_counts_every_gpu_of_the_pool() -> None:
@@ -17,3 +18,14 @@ def test_cost_counts_every_gpu_of_the_pool() -> None:
 def test_without_a_rate_or_a_price_there_is_none() -> None:
     assert Cost.of(10, 10, None, Perspectives()).seconds is None
     assert Cost.of(10, 10, 5.0, Perspectives()).money is None
+
+
+def test_the_sample_is_of_what_is_still_to_be_asked() -> None:
+    database = duckdb.connect()
+    database.execute(
+        "CREATE TABLE prompts AS SELECT 'k' || i AS prompt_key, 'v' AS view, [i] AS items FROM range(9000) r(i)"
+    )
+    database.execute("CREATE TABLE asked AS SELECT 'k7' AS prompt_key, 'v' AS view")
+    assert _sample(database, "v") == [[7]]
+    database.execute("INSERT INTO asked SELECT prompt_key, view FROM prompts")
+    assert len(_sample(database, "v")) == SAMPLE
