@@ -195,7 +195,7 @@ def test_clusters_run_the_ray_that_is_pinned_and_keep_their_ports_inside(kind: s
 
 def test_the_ray_service_serves_what_production_yaml_says() -> None:
     served = yaml.safe_load(spec("RayService")["serveConfigV2"])
-    assert served == read("serve_configs/production.yaml")
+    assert served == read("serve_configs/production.yaml"), "copy production.yaml to the end of rayservice.yaml"
     schema = ServeDeploySchema.model_validate(served)
     for application in schema.applications:
         ServeArgs.model_validate(application.args)

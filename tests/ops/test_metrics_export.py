@@ -1,0 +1,67 @@
+"""What Prometheus reads from a node: every metric, and nothing on the dashboard that is not there."""
+
+import json
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from llm4sbr_ray import metrics
+
+pytestmark = pytest.mark.integration
+DASHBOARD = Path(__file__).parent.parent.parent / "grafana" / "llm4sbr.json"
+ANSWER = {"model": "m", "version": "v1", "timings_ms": {"encode": 2.2, "total": 4.0}}
+DRAWN = re.compile(r"\bray_llm4sbr_\w+")
+
+
+def exported() -> dict[str, float]:
+    """Samples of all nodes by name and labels; sums over nodes."""
+    import ray
+
+    found: dict[str, float] = {}
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith("ray_llm4sbr_"):
+                    name, value = line.rsplit(" ", 1)
+                    wanted = re.findall(r'(?<=[{,])(?:result|served_by|stage|version)="[^"]*"', name)
+                    key = f"{name.split('{')[0]} {' '.join(sorted(wanted))}".strip()
+                    found[key] = found.get(key, 0) + float(value)
+    return found
+
+
+def test_a_scrape_finds_every_metric_and_the_dashboard_draws_no_other(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0.1)
+    class Node:
+        def work(self) -> None:
+            metrics.count_prompts(10, 1, 700, 60)
+            metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": 3})
+            metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": None})
+            metrics.count_answer({**ANSWER, "served_by": "popularity", "llm_clicks": None})
+
+    node = Node.remote()  # it stays: metrics of a process that ends go with it
+    ray.get(node.work.remote())
+    deadline = time.monotonic() + 60
+    while not (found := exported()).get("ray_llm4sbr_generated_tokens_total"):
+        assert time.monotonic() < deadline, f"not exported: {sorted(found)}"
+        time.sleep(1)
+    assert found["ray_llm4sbr_prompts_total"] == 10
+    assert found["ray_llm4sbr_prompt_errors_total"] == 1
+    assert found["ray_llm4sbr_prompt_tokens_total"] == 700
+    assert found['ray_llm4sbr_cache_lookups_total result="hit"'] == 1
+    assert found['ray_llm4sbr_cache_lookups_total result="miss"'] == 1
+    assert found['ray_llm4sbr_recommendations_total served_by="model" version="v1"'] == 2
+    assert found['ray_llm4sbr_latency_ms_count stage="total"'] == 3
+    assert found['ray_llm4sbr_latency_ms_count stage="encode"'] == 3  # Ray exports sums by the buckets' middles
+    names = {key.split()[0] for key in found}
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    drawn = {name for panel in panels for target in panel["targets"] for name in DRAWN.findall(target["expr"])}
+    assert drawn <= names
+    counters = {f"ray_{name}_total" for name in metrics.COUNTERS}
+    assert drawn == counters | {"ray_llm4sbr_latency_ms_bucket"}
+    assert all(panel["targets"] for panel in panels)
