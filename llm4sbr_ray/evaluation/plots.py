@@ -19,7 +19,8 @@ INK = "#010203"
 GRID = "#010204"
 SERIES = tuple(f"#0102{n:02x}" for n in range(16, 22))
 DASHES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")  # never colour alone
+# Never colour alone; one more than there are colours, so that both together differ for many models.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 Points = Sequence[tuple[float | str, float]]
 

@@ -10,7 +10,7 @@ import pytest
 from evaluation_run import HOSTILE
 
 from llm4sbr_ray.evaluation.metrics import METRICS
-from llm4sbr_ray.evaluation.plots import Line, line_plot
+from llm4sbr_ray.evaluation.plots import MARKERS, SERIES, Line, line_plot
 from llm4sbr_ray.evaluation.protocol import PROTOCOLS
 from llm4sbr_ray.evaluation.report import ReportData, duration, metric_name, number, percent, render_report
 
@@ -141,6 +141,11 @@ def test_an_answer_that_failed_shows_its_error() -> None:
     assert "after 8 earlier" in page
     assert '<ol start="9">' in page
     assert '<li class="hit">Towel</li>' in page
+
+
+def test_no_two_of_many_models_look_alike() -> None:
+    looks = {(series % len(SERIES), series % len(MARKERS)) for series in range(30)}
+    assert len(looks) == 30
 
 
 def test_plots_take_their_colours_from_the_page() -> None:
