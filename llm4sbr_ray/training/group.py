@@ -110,6 +110,8 @@ def _shards(run: Run, source: Source, workers: int) -> list[ray.data.Dataset]:
     rows = ray.data.read_parquet(files, filesystem=run.fs, columns=source.columns())
     rows.context.execution_options.preserve_order = True
     rows = rows.materialize()
+    if workers == 1:
+        return [rows]  # Ray Data refuses to split at no index
     n = rows.count()
     shards: list[ray.data.Dataset] = rows.split_at_indices([n * i // workers for i in range(1, workers)])
     return shards

@@ -107,6 +107,18 @@ def test_workers_train_with_the_graph_of_all_train_sessions(ray_cluster: None, t
     assert torch.equal(model.backbone.count_VK, count_VK.int())
 
 
+def test_one_worker_learns_as_this_process_does(ray_cluster: None, tmp_path: Path) -> None:
+    histories = []
+    for workers in (0, 1):
+        config = config_in(tmp_path / str(workers), models=("srgnn",), workers=workers, epochs=2)
+        run = planted_run(config, SESSIONS)
+        train(run)
+        histories.append(run.read_json("train/srgnn/seed-0", "history.json"))
+    here, group = histories
+    assert [r["samples"] for r in group] == [r["samples"] for r in here]
+    assert [r["loss"] for r in group] == pytest.approx([r["loss"] for r in here], rel=1e-4)
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
