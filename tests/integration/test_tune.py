@@ -83,7 +83,7 @@ def test_a_trial_here_and_on_ray_train_workers(
 
 
 def test_a_search_killed_with_its_driver_goes_on(tmp_path: Path) -> None:
-    run = planted_run(config_with(tmp_path, trials=6, concurrent=1))
+    run = planted_run(config_with(tmp_path, trials=16, concurrent=1), sessions=400)  # many seconds on a fast machine
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
     command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--config", str(file)]
@@ -103,10 +103,10 @@ def test_a_search_killed_with_its_driver_goes_on(tmp_path: Path) -> None:
         assert subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=240).returncode == 0
     shown = second.read_text()
     assert "goes on with the trials" in shown
-    assert "trial 1 of 6" not in shown  # it was finished, and isn't done again
-    assert "trial 2 of 6" not in shown
-    assert "trial 6 of 6" in shown
-    assert len(run.read_json("tune", "srgnn", "trials.json")["trials"]) == 6
+    assert "trial 1 of 16" not in shown  # it was finished, and isn't done again
+    assert "trial 2 of 16" not in shown
+    assert "trial 16 of 16" in shown
+    assert len(run.read_json("tune", "srgnn", "trials.json")["trials"]) == 16
     assert load_config(["--config", run.path("tune/srgnn/best.yaml")]).train.models == ("srgnn",)
 
 

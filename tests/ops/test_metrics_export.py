@@ -16,8 +16,8 @@ ANSWER = {"model": "m", "version": "v1", "timings_ms": {"encode": 2.2, "total": 
 DRAWN = re.compile(r"\bray_llm4sbr_\w+")
 
 
-def exported() -> dict[str, float]:
-    """Samples of all nodes by name and labels; sums over nodes."""
+def exported(worker: str) -> dict[str, float]:
+    """Samples of one worker, by name and labels: other tests on this cluster count too."""
     import ray
 
     found: dict[str, float] = {}
@@ -25,7 +25,7 @@ def exported() -> dict[str, float]:
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as page:
             for line in page.read().decode().splitlines():
-                if line.startswith("ray_llm4sbr_"):
+                if line.startswith("ray_llm4sbr_") and f'WorkerId="{worker}"' in line:
                     name, value = line.rsplit(" ", 1)
                     wanted = re.findall(r'(?<=[{,])(?:result|served_by|stage|version)="[^"]*"', name)
                     key = f"{name.split('{')[0]} {' '.join(sorted(wanted))}".strip()
@@ -44,10 +44,14 @@ def test_a_scrape_finds_every_metric_and_the_dashboard_draws_no_other(ray_cluste
             metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": None})
             metrics.count_answer({**ANSWER, "served_by": "popularity", "llm_clicks": None})
 
+        def name(self) -> str:
+            return ray.get_runtime_context().get_worker_id()
+
     node = Node.remote()  # it stays: metrics of a process that ends go with it
     ray.get(node.work.remote())
+    worker = ray.get(node.name.remote())
     deadline = time.monotonic() + 60
-    while not (found := exported()).get("ray_llm4sbr_generated_tokens_total"):
+    while not (found := exported(worker)).get("ray_llm4sbr_generated_tokens_total"):
         assert time.monotonic() < deadline, f"not exported: {sorted(found)}"
         time.sleep(1)
     assert found["ray_llm4sbr_prompts_total"] == 10
