@@ -31,7 +31,7 @@ from serving_bundle import bodies, write_synthetic
 
 from llm4sbr_ray.serving.ask import free_port
 from llm4sbr_ray.serving.bundle import Bundle
-from llm4sbr_ray.serving.graph import Fused
+from llm4sbr_ray.serving.graph import Fused, Wanted
 
 HERE = Path(__file__).parent
 # Serve's own switches: requests go from HAProxy straight to the ingress replica, and user code shares its event loop.
@@ -177,7 +177,7 @@ def model_floor(bundle: Path, load: Path) -> float:
     opened = Bundle(str(bundle))
     catalogue, fused = opened.catalogue(), Fused(opened, 100_000, 3)
     known = [catalogue.split_known(json.loads(line)["items"])[0] for line in load.read_bytes().splitlines()[:220]]
-    queries = [(items, sorted(set(items)), 20) for items in known]
+    queries = [Wanted(items, sorted(set(items)), 20) for items in known]
     for query in queries[:20]:
         fused.rank_all([query])
     began = time.process_time()

@@ -57,6 +57,14 @@ def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Ca
     return answers
 
 
+def clicks_alone(ranking: Ranking, catalogue: Catalogue) -> list[dict[str, Any]] | None:
+    """The ranking without perspectives in the form of `types.ScoredItem`; None where it was not asked for."""
+    if ranking.clicks_alone is None:
+        return None
+    pairs = zip(*(column_k.tolist() for column_k in ranking.clicks_alone), strict=True)
+    return [_item(catalogue, item) | {"score": score} for item, score in pairs]
+
+
 def popular(catalogue: Catalogue, k: int) -> list[dict[str, Any]]:
     """The most clicked items, for a session of which the catalogue knows nothing."""
     text = "Popular with all visitors: nothing is known of this session yet."

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
 BATCH = {"max_batch_size": 32, "batch_wait_timeout_s": 0.0}
 
 
+class Wanted(NamedTuple):
+    """What one request wants ranked."""
+
+    items: Sequence[int]  # of the session, in click order; at least one
+    excluded: Sequence[int]
+    k: int
+    compare: bool = False  # also rank by the clicks alone
+
+
 @dataclass(frozen=True)
 class Ranked:
     """One session's ranking and how it came about."""
@@ -37,8 +46,8 @@ class Ranked:
 
 
 class Graph(Protocol):
-    async def rank(self, items: Sequence[int], excluded: Sequence[int], k: int) -> Ranked:
-        """Rank for a session of item indices, at least one."""
+    async def rank(self, wanted: Wanted) -> Ranked:
+        """Rank for one session."""
 
     def probes(self) -> dict[str, Any]:
         """An awaitable health check of each part, by name; it raises where the part is broken."""
@@ -50,14 +59,14 @@ class Composed:
     def __init__(self, encoder: DeploymentHandle, cache: DeploymentHandle, ranker: DeploymentHandle) -> None:
         self._parts = {"encoder": encoder, "cache": cache, "ranker": ranker}
 
-    async def rank(self, items: Sequence[int], excluded: Sequence[int], k: int) -> Ranked:
-        sent = np.asarray(items, dtype=np.int32)
+    async def rank(self, wanted: Wanted) -> Ranked:
+        sent = np.asarray(wanted.items, dtype=np.int32)
         timings: dict[str, float] = {}
         (vectors, timings["encode"]), (intents, timings["intents"]) = await asyncio.gather(
             _timed(self._parts["encoder"].encode.remote(sent)),
             _timed(self._parts["cache"].lookup.remote(sent)),
         )
-        query = RankQuery(vectors, intents, excluded, k)
+        query = RankQuery(vectors, intents, *wanted[1:])
         ranking, timings["rank"] = await _timed(self._parts["ranker"].rank.remote(query))
         return Ranked(ranking, None if intents is None else intents.clicks, timings)
 
@@ -77,25 +86,25 @@ class Fused:
         for key, intents in bundle.intents():
             self._cache.put(key, intents)
 
-    async def rank(self, items: Sequence[int], excluded: Sequence[int], k: int) -> Ranked:
-        ranked: Ranked = await self._rank_batch((items, excluded, k))
+    async def rank(self, wanted: Wanted) -> Ranked:
+        ranked: Ranked = await self._rank_batch(wanted)
         return ranked
 
     @serve.batch(**BATCH)
-    async def _rank_batch(self, queries: list[tuple[Sequence[int], Sequence[int], int]]) -> list[Ranked]:
+    async def _rank_batch(self, queries: list[Wanted]) -> list[Ranked]:
         return self.rank_all(queries)
 
-    def rank_all(self, queries: Sequence[tuple[Sequence[int], Sequence[int], int]]) -> list[Ranked]:
-        """Rank for some (items, excluded, k) at once; the timings are those of the whole batch."""
+    def rank_all(self, queries: Sequence[Wanted]) -> list[Ranked]:
+        """Rank for some sessions at once; the timings are those of the whole batch."""
         began = time.perf_counter()
-        vectors = self._encoder.encode([items for items, _, _ in queries])
+        vectors = self._encoder.encode([wanted.items for wanted in queries])
         encoded = time.perf_counter()
-        intents = [self._cache.lookup(items) for items, _, _ in queries]
+        intents = [self._cache.lookup(wanted.items) for wanted in queries]
         found = time.perf_counter()
         rankings = self._ranker.rank(
             [
-                RankQuery(vector, known, excluded, k)
-                for vector, known, (_, excluded, k) in zip(vectors, intents, queries, strict=True)
+                RankQuery(vector, known, *wanted[1:])
+                for vector, known, wanted in zip(vectors, intents, queries, strict=True)
             ]
         )
         timings = {

@@ -24,8 +24,8 @@ from ray.serve.handle import DeploymentHandle
 
 from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
-from llm4sbr_ray.serving.explain import popular, recommendations
-from llm4sbr_ray.serving.graph import Composed, Fused, Graph, milliseconds
+from llm4sbr_ray.serving.explain import clicks_alone, popular, recommendations
+from llm4sbr_ray.serving.graph import Composed, Fused, Graph, Wanted, milliseconds
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
 
 API_KEY = "LLM4SBR_API_KEY"  # environment variable of the replicas
@@ -111,11 +111,12 @@ class Ingress:
         began = time.perf_counter()
         known, ignored = self._catalogue.split_known(asked.items)
         timings: dict[str, float] = {}
-        llm_clicks = None
+        llm_clicks = alone = None
         if known:
             excluded = sorted(set(known)) if asked.exclude_seen else []
-            ranked = await self._graph.rank(known, excluded, asked.k)
+            ranked = await self._graph.rank(Wanted(known, excluded, asked.k, asked.compare))
             found = recommendations(ranked.ranking, self._perspectives, self._catalogue)
+            alone = clicks_alone(ranked.ranking, self._catalogue)
             llm_clicks, timings = ranked.llm_clicks, ranked.timings_ms
         else:
             found = popular(self._catalogue, asked.k)
@@ -125,6 +126,7 @@ class Ingress:
             "model": self._manifest.model,
             "version": self._manifest.version,
             "recommendations": found,
+            "clicks_alone": alone,
             "ignored_items": ignored,
             "served_by": "model" if known else "popularity",
             "llm_clicks": llm_clicks,

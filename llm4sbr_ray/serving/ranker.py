@@ -24,6 +24,7 @@ class RankQuery:
     intents: CachedIntents | None  # None: all perspectives are predicted
     excluded: Sequence[int]  # items left out of the ranking
     k: int
+    compare: bool = False  # also rank without the perspectives
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Ranking:
     predicted_P: NDArray[np.bool_]  # True: by the intent predictor; False: from the LLM's answer
     shown_PR: NDArray[np.int64]  # items that show what the perspective is about, strongest first
     shown_weight_PR: NDArray[np.float32]
+    clicks_alone: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # items and scores, perspectives at zero
 
 
 class Ranker:
@@ -66,14 +68,21 @@ class Ranker:
         fused = self._model.fuse(vectors, z_BPD)
         scores_BV = self._model.rank_scores(fused.session_BD)
         k = min(max(q.k for q in queries), self._n_items)
-        item_Bk = top_items(scores_BV, k, _excluded_indices(queries))
+        excluded = _excluded_indices(queries)
+        item_Bk = top_items(scores_BV, k, excluded)
         score_Bk = scores_BV.gather(1, item_Bk)
         contribution_BkP = torch.einsum("bkd,bpd->bkp", self._model.backbone.item_vectors()[item_Bk], fused.part_BPD)
         shown_BPR, weight_BPR = self._shown_items(intents, z_BPD)
+        if any(query.compare for query in queries):
+            alone_BV = self._model.rank_scores(self._model.fuse(vectors, torch.zeros_like(z_BPD)).session_BD)
+            alone_Bk = top_items(alone_BV, k, excluded)
         answers = []
         for row, query in enumerate(queries):
-            kept_k = ~np.isin(item_Bk[row].numpy(), np.asarray(query.excluded, dtype=np.int64))
-            best = np.flatnonzero(kept_k)[: query.k]  # excluded items come last: where the catalogue has no more
+            best = _kept(item_Bk[row], query)
+            clicks_alone = None
+            if query.compare:
+                items_k = alone_Bk[row][_kept(alone_Bk[row], query)]
+                clicks_alone = (items_k.numpy(), alone_BV[row, items_k].numpy())
             answers.append(
                 Ranking(
                     item_k=item_Bk[row].numpy()[best],
@@ -83,6 +92,7 @@ class Ranker:
                     predicted_P=~intents.grounded_BP[row].numpy(),
                     shown_PR=shown_BPR[row].numpy(),
                     shown_weight_PR=weight_BPR[row].numpy(),
+                    clicks_alone=clicks_alone,
                 )
             )
         return answers
@@ -125,6 +135,12 @@ class Ranker:
             torch.where(grounded_BP1, intents.item_BPR, near_BPR),
             torch.where(grounded_BP1, intents.weight_BPR, weight_BPR),
         )
+
+
+def _kept(item_k: Tensor, query: RankQuery) -> NDArray[np.int64]:
+    """Places of the query's k best. Excluded items come last of all: they are met where the catalogue has no more."""
+    kept_k = ~np.isin(item_k.numpy(), np.asarray(query.excluded, dtype=np.int64))
+    return np.flatnonzero(kept_k)[: query.k]
 
 
 def _excluded_indices(queries: Sequence[RankQuery]) -> tuple[Tensor, Tensor]:

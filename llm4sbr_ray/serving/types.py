@@ -36,6 +36,7 @@ class RecommendRequest(_Message):
     items: list[Id] = Field(max_length=MAX_SESSION_ITEMS)  # in click order; empty: a visitor who has just come
     k: int = Field(default=20, ge=1, le=MAX_K, strict=True)
     exclude_seen: bool = Field(default=True, strict=True)  # leave the session's own items out of the ranking
+    compare: bool = Field(default=False, strict=True)  # also rank by the clicks alone, without the perspectives
 
 
 class LocalisedItem(_Message):
@@ -69,6 +70,12 @@ class Recommendation(_Message):
     explanation: Explanation
 
 
+class ScoredItem(_Message):
+    item_id: str
+    title: str | None
+    score: float
+
+
 class RecommendResponse(_Message):
     """Answer of POST /recommend."""
 
@@ -76,6 +83,7 @@ class RecommendResponse(_Message):
     model: str
     version: str  # content hash of the bundle
     recommendations: list[Recommendation]  # best first; fewer than k when the catalogue has no more
+    clicks_alone: list[ScoredItem] | None  # where `compare` asked for it: the ranking with all perspectives at zero
     ignored_items: list[Id]  # ids of the request that the catalogue lacks
     served_by: Literal["model", "popularity"]
     llm_clicks: int | None  # the LLM's answer is about the first so many known items; None: no answer is known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,26 @@ def test_scores_are_the_models_and_contributions_add_up(model: LLM4SBR, known: b
         assert ranking.item_k.tolist() == np.argsort(-scores_V, kind="stable")[:10].tolist()
         np.testing.assert_allclose(ranking.score_k, scores_V[ranking.item_k], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(ranking.contribution_kP.sum(1), ranking.score_k, rtol=1e-4, atol=1e-4)
+
+
+def test_clicks_alone_is_the_ranking_with_the_perspectives_at_zero(model: LLM4SBR) -> None:
+    asked, batch = queries(model, known=True)
+    out = list(range(0, V, 2))
+    compared = [replace(query, compare=n % 2 == 0, excluded=out) for n, query in enumerate(asked)]
+    with torch.inference_mode():
+        vectors = model.encode(batch.items_BL, batch.length_B)
+        zero_BPD = torch.zeros(len(asked), P, model.config.width)
+        scores_BV = (model.fuse(vectors, zero_BPD).session_BD @ model.backbone.item_vectors().T).numpy()
+        if model.config.fusion == "residual":  # there it is the backbone itself
+            np.testing.assert_allclose(scores_BV, model.rank_scores(vectors.session_BD).numpy(), rtol=1e-5, atol=1e-5)
+    scores_BV[:, out] = -np.inf
+    for n, (plain, ranking) in enumerate(zip(asked, Ranker(model, V, R).rank(compared), strict=True)):
+        if n % 2:
+            assert ranking.clicks_alone is None
+            continue
+        item_k, score_k = ranking.clicks_alone
+        assert item_k.tolist() == np.argsort(-scores_BV[n], kind="stable")[: plain.k].tolist()
+        np.testing.assert_allclose(score_k, scores_BV[n, item_k], rtol=1e-5, atol=1e-5)
 
 
 def test_an_answer_does_not_depend_on_the_batch(model: LLM4SBR) -> None:

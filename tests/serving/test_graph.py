@@ -10,7 +10,7 @@ import torch
 from serving_run import V, planted_run, samples_table
 
 from llm4sbr_ray.serving.bundle import Bundle, export
-from llm4sbr_ray.serving.graph import Fused
+from llm4sbr_ray.serving.graph import Fused, Wanted
 from llm4sbr_ray.serving.ranker import Ranker, RankQuery
 
 STALE_CLICKS = 3
@@ -27,7 +27,8 @@ def test_fused_equals_the_parts(tmp_path: Path) -> None:
     asked = known + [[*items, 0] for items in known]
     ranker = Ranker(bundle.model(), V, bundle.manifest.localised_items)
     clicks = []
-    for items, ranked in zip(asked, fused.rank_all([(items, sorted(set(items)), 5) for items in asked]), strict=True):
+    wanted = [Wanted(items, sorted(set(items)), 5) for items in asked]
+    for items, ranked in zip(asked, fused.rank_all(wanted), strict=True):
         intents = fused._cache.lookup(items)
         query = RankQuery(fused._encoder.encode([items])[0], intents, sorted(set(items)), 5)
         (alone,) = ranker.rank([query])

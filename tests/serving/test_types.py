@@ -18,7 +18,8 @@ def parse(**changes: Any) -> RecommendRequest:
 
 def test_defaults_and_kept_ids() -> None:
     request = parse(session_id=12)
-    assert request.model_dump() == {"session_id": 12, "items": ["a", 7], "k": 20, "exclude_seen": True}
+    defaults = {"k": 20, "exclude_seen": True, "compare": False}
+    assert request.model_dump() == {"session_id": 12, "items": ["a", 7], **defaults}
 
 
 @pytest.mark.parametrize(
