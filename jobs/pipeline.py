@@ -9,7 +9,7 @@ from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.cli import main
 from llm4sbr_ray.data.ingest import ingest
 from llm4sbr_ray.evaluation.evaluate import evaluate
-from llm4sbr_ray.models.build import is_llm4sbr
+from llm4sbr_ray.models.build import is_llm4sbr, reads_texts
 from llm4sbr_ray.perspectives.infer import infer
 from llm4sbr_ray.serving.bundle import export
 from llm4sbr_ray.training.trainer import train
@@ -17,13 +17,13 @@ from llm4sbr_ray.training.trainer import train
 
 def pipeline(run: Run) -> None:
     """Tables -> samples -> perspectives -> models -> report -> bundle. Without an LLM4SBR model, no LLM is asked."""
-    llm4sbr = any(map(is_llm4sbr, run.config.train.models))
+    models = run.config.train.models
     ingest(run)
-    if llm4sbr:
+    if any(map(reads_texts, models)):
         infer(run)
     train(run)
     evaluate(run)
-    if llm4sbr:
+    if any(map(is_llm4sbr, models)):
         export(run)
 
 

@@ -278,6 +278,14 @@ class Neighbours(Section):
     vmis: Vmis = Vmis()
 
 
+class MemoryConfig(Section):
+    """What a "+memory" model mixes its network with (models/memory.py); settings of the parts: `neighbours`."""
+
+    parts: tuple[Literal["itemknn", "rules", "sknn", "stan", "vmis"], ...] = ("rules", "stan", "itemknn")
+    select_by: Literal["recall@20", "mrr@20", "ndcg@20"] = "ndcg@20"  # validation metric that the weights maximise
+    max_samples: int = Field(default=20_000, ge=1)  # validation samples that they are chosen on
+
+
 class TrainConfig(Section):
     models: tuple[str, ...] = ("popularity", "sknn", "srgnn", "srgnn+llm4sbr")
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -344,6 +352,7 @@ class RunConfig(BaseSettings):
     text: Text = Text()
     model: ModelConfig = ModelConfig()
     neighbours: Neighbours = Neighbours()
+    memory: MemoryConfig = MemoryConfig()
     train: TrainConfig = TrainConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -27,7 +27,8 @@ def compare(variants: Sequence[Variant], ranks: RanksOf, group_N: Ints, seed: in
     -------
     list
         Of {a, b, metric, protocol, against, difference, relative, ci95, relative_ci95, p_value, samples}, one
-        protocol after the other. `against` is "own backbone" or "strongest baseline"; a backbone that is both
+        protocol after the other. `against` is "own backbone", "own backbone with memory" (of LLM4SBR with
+        memory) or "strongest baseline"; a backbone that is both
         appears once, as the backbone.
     """
     baselines = [v.name for v in variants if v.backbone is None]
@@ -37,6 +38,8 @@ def compare(variants: Sequence[Variant], ranks: RanksOf, group_N: Ints, seed: in
         for variant in (v for v in variants if v.backbone is not None):
             for metric in COMPARED_METRICS:
                 against = {variant.backbone: "own backbone"} if variant.backbone in baselines else {}
+                if variant.without_llm4sbr in ranks:
+                    against[variant.without_llm4sbr] = "own backbone with memory"
                 if baselines:
                     against.setdefault(_strongest(baselines, ranks, protocol, metric), "strongest baseline")
                 for other, role in against.items():

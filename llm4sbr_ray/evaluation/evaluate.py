@@ -26,7 +26,7 @@ from llm4sbr_ray.evaluation.report import ReportData, render_report
 from llm4sbr_ray.evaluation.results import build_metrics, read_histories
 from llm4sbr_ray.evaluation.testset import read_testset, stream
 from llm4sbr_ray.evaluation.variants import Variant, variants
-from llm4sbr_ray.models.build import is_llm4sbr
+from llm4sbr_ray.models.build import reads_texts
 from llm4sbr_ray.training.load import load_model, model_folder
 
 
@@ -48,7 +48,7 @@ def evaluate(run: Run) -> bool:
     config = run.config
     shown = _variants(run)
     trained = {model_folder(v.model, seed): None for v in shown for seed in v.seeds}
-    before = ["ingest", *(["intents"] if any(is_llm4sbr(v.model) for v in shown) else []), *trained]
+    before = ["ingest", *(["intents"] if any(reads_texts(v.model) for v in shown) else []), *trained]
     settings = {
         "evaluate": config.evaluate,
         "variants": [v.name for v in shown],

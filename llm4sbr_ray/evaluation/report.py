@@ -16,7 +16,7 @@ from llm4sbr_ray.evaluation.metrics import METRICS
 from llm4sbr_ray.evaluation.plots import Line, line_plot
 from llm4sbr_ray.evaluation.protocol import PROTOCOLS
 from llm4sbr_ray.evaluation.variants import LLM_FREE, LLM_FREE_LABEL
-from llm4sbr_ray.models.build import is_count_model
+from llm4sbr_ray.models.build import has_memory, is_count_model
 
 Curves = dict[str, dict[int, list[dict[str, Any]]]]  # model -> seed -> history
 
@@ -92,7 +92,7 @@ def _told(comparison: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
 
 def _curve_plots(data: ReportData, labels: dict[str, str]) -> list[Markup]:
     loss, score = [], []
-    trained = [model for model in data.curves if not is_count_model(model)]
+    trained = [model for model in data.curves if not (is_count_model(model) or has_memory(model))]
     for model in trained:
         # LLM4SBR has one training and up to two rows of results; its curve takes the colour of the first.
         n = next(n for n, name in enumerate(labels) if name.removesuffix(LLM_FREE) == model)

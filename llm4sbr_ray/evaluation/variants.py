@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm4sbr_ray.models.build import LLM4SBR_SUFFIX, is_count_model, is_llm4sbr
+from llm4sbr_ray.models.build import (
+    LLM4SBR_SUFFIX,
+    MEMORY_SUFFIX,
+    backbone_of,
+    has_memory,
+    is_count_model,
+    is_llm4sbr,
+    reads_texts,
+)
 
 LLM_FREE = ":llm-free"
 LLM_FREE_LABEL = " (LLM-free)"
@@ -27,16 +35,26 @@ class Variant:
     @property
     def label(self) -> str:
         """As people read it."""
-        backbone = self.model.removesuffix(LLM4SBR_SUFFIX)
+        backbone = backbone_of(self.model)
         label = LABELS.get(backbone, backbone)
         if is_llm4sbr(self.model):
-            label += " + LLM4SBR" + ("" if self.llm_answers else LLM_FREE_LABEL)
-        return label
+            label += " + LLM4SBR"
+        elif reads_texts(self.model):
+            label += " + text start"
+        if has_memory(self.model):
+            label += " + memory"
+        return label + (LLM_FREE_LABEL if is_llm4sbr(self.model) and not self.llm_answers else "")
 
     @property
     def backbone(self) -> str | None:
-        """The model that LLM4SBR must beat first: its own backbone. None for all others."""
-        return self.model.removesuffix(LLM4SBR_SUFFIX) if is_llm4sbr(self.model) else None
+        """The model that LLM4SBR or a memory must beat first: its own backbone. None for all others."""
+        return backbone_of(self.model) if is_llm4sbr(self.model) or has_memory(self.model) else None
+
+    @property
+    def without_llm4sbr(self) -> str | None:
+        """For LLM4SBR with a memory: the backbone with the same memory. None for all others."""
+        both = is_llm4sbr(self.model) and has_memory(self.model)
+        return self.model.replace(LLM4SBR_SUFFIX + MEMORY_SUFFIX, MEMORY_SUFFIX) if both else None
 
 
 LABELS = {

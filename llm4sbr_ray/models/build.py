@@ -1,4 +1,8 @@
-"""Names to models: "popularity", "sknn", "<backbone>" and "<backbone>+llm4sbr"."""
+"""Names to models: "popularity", "sknn", ..., "<backbone>", and a backbone with suffixes.
+
+"<backbone>+llm4sbr" is the method; "<backbone>+text" the backbone alone, its item embeddings started from the item
+texts (what of the gain is that?); a neural model that ends in "+memory" is mixed with counts (`models.memory`).
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,20 @@ from typing import Literal
 
 from torch import Tensor
 
-from llm4sbr_ray.config import ModelConfig, Neighbours
+from llm4sbr_ray.config import MemoryConfig, ModelConfig, Neighbours
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.backbones import BACKBONES
 from llm4sbr_ray.models.base import CountModel, Recommender
 from llm4sbr_ray.models.item_links import ItemNeighbours, SequentialRules
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.memory import MemoryRecommender
 from llm4sbr_ray.models.neighbours import SessionKNN
 from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.models.popularity import Popularity
 from llm4sbr_ray.models.stan import STAN
 from llm4sbr_ray.models.vmis import VMISKNN
 
-LLM4SBR_SUFFIX = "+llm4sbr"
+LLM4SBR_SUFFIX, TEXT_SUFFIX, MEMORY_SUFFIX = "+llm4sbr", "+text", "+memory"
 
 COUNT_MODELS: dict[str, Callable[[int, Neighbours], CountModel]] = {
     "popularity": lambda n_items, neighbours: Popularity(n_items),
@@ -40,8 +45,25 @@ COUNT_SETTINGS: dict[str, set[str]] = {  # the part of the section `neighbours` 
 
 
 def known_models() -> list[str]:
-    """All names that `build_model` takes."""
+    """Names that `build_model` takes; "+text" and "+memory" make more of them."""
     return [*COUNT_MODELS, *BACKBONES, *(name + LLM4SBR_SUFFIX for name in BACKBONES)]
+
+
+def require_known(name: str, setting: str = "train.models") -> None:
+    """Check the name of a model.
+
+    Raises
+    ------
+    UserError
+        There is no such model.
+    """
+    network = without_memory(name)
+    known = network in known_models() or network.removesuffix(TEXT_SUFFIX) in BACKBONES
+    if not known or (has_memory(name) and is_count_model(network)):
+        raise UserError(
+            f"{setting}: no model {name!r}; known are {', '.join(known_models())}, a backbone with {TEXT_SUFFIX}, and "
+            f"a neural model with {MEMORY_SUFFIX}"
+        )
 
 
 def is_count_model(name: str) -> bool:
@@ -51,7 +73,27 @@ def is_count_model(name: str) -> bool:
 
 def is_llm4sbr(name: str) -> bool:
     """Whether the model reads LLM intents and the text table."""
-    return name.endswith(LLM4SBR_SUFFIX)
+    return without_memory(name).endswith(LLM4SBR_SUFFIX)
+
+
+def reads_texts(name: str) -> bool:
+    """Whether the model needs the text table, for its start at least."""
+    return is_llm4sbr(name) or without_memory(name).endswith(TEXT_SUFFIX)
+
+
+def backbone_of(name: str) -> str:
+    """The name without its suffixes; of a count model its own."""
+    return without_memory(name).removesuffix(LLM4SBR_SUFFIX).removesuffix(TEXT_SUFFIX)
+
+
+def has_memory(name: str) -> bool:
+    """Whether the model is a trained network mixed with counts."""
+    return name.endswith(MEMORY_SUFFIX)
+
+
+def without_memory(name: str) -> str:
+    """The network of a "+memory" model; every other model itself."""
+    return name.removesuffix(MEMORY_SUFFIX)
 
 
 def build_model(
@@ -61,30 +103,36 @@ def build_model(
     neighbours: Neighbours,
     anchors: Sequence[Literal["global", "local"]] = (),
     item_text_VE: Tensor | None = None,
+    memory: MemoryConfig | None = None,
 ) -> Recommender:
     """A new, untrained model; neural weights come from torch's global generator.
 
     Parameters
     ----------
     name
-        One of `known_models()`.
+        As `require_known` takes it.
     n_items
         V.
     config, neighbours
         Settings of neural models, and of session-kNN.
     anchors, item_text_VE
         For "<backbone>+llm4sbr" alone: the anchor of each perspective, and the items' text embeddings.
+    memory
+        Which count models a "+memory" model mixes in; None: the defaults.
 
     Raises
     ------
     UserError
         Unknown name, or a "+llm4sbr" model without item texts.
     """
-    if name not in known_models():
-        raise UserError(f"train.models: no model {name!r}; known are {', '.join(known_models())}")
+    require_known(name)
+    if has_memory(name):
+        network = build_model(without_memory(name), n_items, config, neighbours, anchors, item_text_VE)
+        parts = (memory or MemoryConfig()).parts
+        return MemoryRecommender(network, {part: COUNT_MODELS[part](n_items, neighbours) for part in parts}, n_items)
     if is_count_model(name):
         return COUNT_MODELS[name](n_items, neighbours)
-    backbone = BACKBONES[name.removesuffix(LLM4SBR_SUFFIX)](n_items, config)
+    backbone = BACKBONES[backbone_of(name)](n_items, config)
     if not is_llm4sbr(name):
         return PlainRecommender(backbone)
     if item_text_VE is None:

@@ -30,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import ModelConfig, Neighbours
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.build import build_model, is_llm4sbr
+from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving.cache import KEY_BYTES, CachedIntents, session_key
 from llm4sbr_ray.serving.catalogue import Catalogue
@@ -176,15 +176,15 @@ def export(run: Run) -> bool:
     UserError
         `export.model` is not an LLM4SBR model that the run trains.
     """
-    trained = [name for name in run.config.train.models if is_llm4sbr(name)]
+    trained = [name for name in run.config.train.models if is_llm4sbr(name) and not has_memory(name)]
     name = run.config.export.model
     if name is None and not trained:
-        print("[export] no model of the run ends in +llm4sbr: no bundle", flush=True)
+        print("[export] no model of the run ends in +llm4sbr, without memory: no bundle", flush=True)
         return False
     if name is not None and name not in trained:
         raise UserError(
-            f"export.model: {name!r} cannot be served, it must be one of the +llm4sbr models in train.models "
-            f"({', '.join(trained) or 'there is none'})"
+            f"export.model: {name!r} cannot be served, it must be one of the +llm4sbr models of train.models, without "
+            f"memory ({', '.join(trained) or 'there is none'})"
         )
     chosen = name or trained[0]
     weights = f"train/{chosen}/seed-{run.config.train.seeds[0]}"

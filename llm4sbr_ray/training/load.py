@@ -9,10 +9,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import ModelConfig, Neighbours, RunConfig
+from llm4sbr_ray.config import MemoryConfig, ModelConfig, Neighbours, RunConfig
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.base import Recommender
-from llm4sbr_ray.models.build import build_model, is_llm4sbr
+from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr
 from llm4sbr_ray.training.checkpoint import Record, Tensors
 
 WEIGHTS, DESCRIPTION, HISTORY = "model.safetensors", "model.json", "history.json"
@@ -44,6 +44,7 @@ def new_model(run: Store, config: RunConfig, model: str) -> Recommender:
         config.neighbours,
         [view.anchor for view in config.perspectives.views],
         read_item_text(run) if is_llm4sbr(model) else None,
+        config.memory,
     )
 
 
@@ -74,13 +75,14 @@ def save_model(
     """
     folder = model_folder(model, seed)
     views = config.perspectives.views if is_llm4sbr(model) else ()
-    projection = weights.get("text_projection.weight")  # D x E
+    projection = weights.get("network.text_projection.weight", weights.get("text_projection.weight"))  # D x E
     description = {
         "name": model,
         "seed": seed,
         "n_items": n_items,
         "model": config.model.model_dump(mode="json"),
         "neighbours": config.neighbours.model_dump(mode="json"),
+        "memory": config.memory.model_dump(mode="json") if has_memory(model) else None,
         "perspectives": [{"name": view.name, "anchor": view.anchor} for view in views],
         "text_width": None if projection is None else projection.shape[1],
         "best_epoch": best_epoch,
@@ -115,6 +117,7 @@ def load_model(run: Store, model: str, seed: int) -> Recommender:
         Neighbours(**description["neighbours"]),
         [view["anchor"] for view in description["perspectives"]],
         item_text_VE,
+        MemoryConfig(**(description.get("memory") or {})),
     )
     built.load_state_dict(load(run.read_bytes(folder, WEIGHTS)))
     return built.eval()

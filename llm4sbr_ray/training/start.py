@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.models.base import GraphBackbone
+from llm4sbr_ray.models.build import reads_texts
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.models.text_space import start_from_text
 from llm4sbr_ray.training.counts import train_sessions
 from llm4sbr_ray.training.inputs import parquet_files
-from llm4sbr_ray.training.load import new_model
+from llm4sbr_ray.training.load import new_model, read_item_text
 
 
 def starting_model(run: Run, model: str) -> LLM4SBR | PlainRecommender:
@@ -25,4 +29,8 @@ def starting_model(run: Run, model: str) -> LLM4SBR | PlainRecommender:
         built.backbone.fit_graph(*train_sessions([table.filter(table["is_last"]) for table in tables]))
     if isinstance(built, LLM4SBR) and run.config.model.text_start:
         built.start_from_text()
+    elif isinstance(built, PlainRecommender) and reads_texts(model):
+        text_VE = read_item_text(run)
+        unused = nn.Linear(text_VE.shape[1], run.config.model.width)  # a plain backbone reads no other text
+        start_from_text(built.backbone.item_embedding, unused, text_VE)
     return built

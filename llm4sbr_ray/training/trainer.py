@@ -7,7 +7,7 @@ Each pair is a stage of its own, so a run that is killed or gets one more model 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,21 @@ import torch
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.build import COUNT_SETTINGS, is_count_model, is_llm4sbr, known_models
+from llm4sbr_ray.models.build import (
+    COUNT_SETTINGS,
+    has_memory,
+    is_count_model,
+    is_llm4sbr,
+    reads_texts,
+    require_known,
+    without_memory,
+)
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Counters, from_bytes, to_bytes
 from llm4sbr_ray.training.counts import fit_count_model
 from llm4sbr_ray.training.inputs import read_samples, require_samples, source
 from llm4sbr_ray.training.load import count_items, model_folder, save_model
 from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
+from llm4sbr_ray.training.memory import fit_memory_model
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.start import starting_model
 
@@ -32,7 +41,8 @@ LLM4SBR_ONLY = {"fusion", "text_start", "alignment", "uniformity", "predictor"}
 def train(run: Run) -> None:
     """Train what is not trained yet.
 
-    Count models have no random numbers: they are fitted once, under the first seed.
+    Count models have no random numbers: they are fitted once, under the first seed. The network of a "+memory" model
+    is trained before it, whether it is named or not.
 
     Raises
     ------
@@ -41,18 +51,27 @@ def train(run: Run) -> None:
     """
     config = run.config.train
     for model in config.models:
-        if model not in known_models():
-            raise UserError(f"train.models: no model {model!r}; known are {', '.join(known_models())}")
-    for model in config.models:
+        require_known(model)
+    for model in _with_networks(config.models):
         for seed in config.seeds[:1] if is_count_model(model) else config.seeds:
             folder = model_folder(model, seed)
             run.stage(
                 folder,
                 outputs=[folder],
                 settings=learning_settings(run, model, seed),
-                after=["ingest", "intents"] if is_llm4sbr(model) else ["ingest"],
+                after=[*_inputs(model), *([model_folder(without_memory(model), seed)] if has_memory(model) else [])],
                 body=partial(_body, model=model, seed=seed),
             )
+
+
+def _with_networks(models: Sequence[str]) -> list[str]:
+    """Each "+memory" model after its network, no model twice."""
+    return list(dict.fromkeys(name for model in models for name in (without_memory(model), model)))
+
+
+def _inputs(model: str) -> list[str]:
+    """Stages before."""
+    return ["ingest", "intents"] if reads_texts(model) else ["ingest"]
 
 
 def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
@@ -60,6 +79,11 @@ def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
     config = run.config
     if is_count_model(model):
         return {"model": model, "neighbours": config.neighbours.model_dump(include=COUNT_SETTINGS[model])}
+    if has_memory(model):
+        parts = set().union(*(COUNT_SETTINGS[part] for part in config.memory.parts))
+        network = learning_settings(run, without_memory(model), seed)
+        neighbours = config.neighbours.model_dump(include=parts)
+        return {"model": model, "network": network, "memory": config.memory, "neighbours": neighbours}
     return {
         "model": model,
         "seed": seed,
@@ -72,6 +96,8 @@ def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
 def _body(stage: Stage, model: str, seed: int) -> Facts:
     if is_count_model(model):
         return fit_count_model(stage, model, seed)
+    if has_memory(model):
+        return fit_memory_model(stage, model, seed)
     train_model_somewhere: Callable[[Stage, str, int], Checkpoint] = train_here
     if stage.run.config.train.workers:
         from llm4sbr_ray.training.group import train_on_workers  # imports Ray

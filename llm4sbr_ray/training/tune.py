@@ -26,7 +26,7 @@ from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import RunConfig
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.build import LLM4SBR_SUFFIX, is_count_model, is_llm4sbr, known_models
+from llm4sbr_ray.models.build import backbone_of, has_memory, is_count_model, reads_texts, require_known, without_memory
 from llm4sbr_ray.training.space import Domain, Scalar, Settings, Space, apply_settings, read_setting, read_space
 from llm4sbr_ray.training.trainer import learning_settings
 from llm4sbr_ray.training.trial import HISTORY, METRIC, SETTINGS, Task, run_trial
@@ -60,8 +60,9 @@ def tune(run: Run) -> list[str]:
     if config.tune.space is None:
         raise UserError("tune.space is missing: name a search space (--space configs/spaces/srgnn.yaml)")
     for model in config.tune.models or config.train.models:
-        if model not in known_models():
-            raise UserError(f"tune.models: no model {model!r}; known are {', '.join(known_models())}")
+        require_known(model, "tune.models")
+        if has_memory(model) and config.tune.models:
+            raise UserError(f"tune.models: {model!r} has nothing to tune: tune {without_memory(model)!r} and its parts")
     spaces = _spaces(run, Path(config.tune.space))
     for model, space in spaces.items():
         folder = tune_folder(model)
@@ -73,7 +74,7 @@ def tune(run: Run) -> list[str]:
                 "budget": config.tune.model_dump(exclude={"space", "models"}),
                 "training": learning_settings(run, model, config.train.seeds[0]),
             },
-            after=["ingest", "intents"] if is_llm4sbr(model) else ["ingest"],
+            after=["ingest", "intents"] if reads_texts(model) else ["ingest"],
             body=partial(_search, model=model, space=space),
         )
     return list(spaces)
@@ -87,7 +88,7 @@ def tune_folder(model: str) -> str:
 def _spaces(run: Run, path: Path) -> dict[str, Space]:
     """The space of each model to tune; without `tune.models` those of `train.models` that there is a space for."""
     config, spaces = run.config, {}
-    for model in config.tune.models or config.train.models:
+    for model in config.tune.models or [model for model in config.train.models if not has_memory(model)]:
         file = _space_file(path, model)
         if file is None and not config.tune.models:
             continue
@@ -108,7 +109,7 @@ def _space_file(path: Path, model: str) -> Path | None:
     """The space itself, or where a folder is given the model's or else its backbone's in it."""
     if not path.is_dir():
         return path
-    names = (model, model.removesuffix(LLM4SBR_SUFFIX))
+    names = (model, backbone_of(model))
     return next((path / f"{name}.yaml" for name in names if (path / f"{name}.yaml").exists()), None)
 
 

@@ -1,0 +1,88 @@
+"""A neural model mixed with what the train sessions simply show: which item followed which (ours).
+
+Networks generalise, counts remember: the item that followed the last click in three train sessions is a strong guess
+that a dot product of two vectors blurs. With the probabilities of the network and those of C components that count,
+
+    p(j | session) = w_0 n(j) + w_1 n(j | new) + sum_c w_c m_c(j | new)          w >= 0, sum w = 1
+
+where n is the softmax of the network's scores, m_c a count model's score, and "| new" means normalised over the items
+that the session doesn't hold yet. Where sessions never repeat an item, w_1 takes the place of w_0; where they do, the
+network says how likely a repeat is. A count model that knows nothing of a session has no mass. kNN-LM (Khandelwal et
+al., ICLR 2020) mixes a language model with its neighbours in this way. The weights are chosen on validation data
+(`training.memory`); the network isn't trained again.
+
+Shapes, besides those of `models.base`: C components, the network's two first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from llm4sbr_ray.models.base import CountModel, Recommender, SessionBatch
+
+TIE_BREAK = 2e-7  # above what count models add to order items that they have not counted
+NETWORK = ("network", "network, new items")
+
+
+class MemoryRecommender(Recommender):
+    """The mixture; as it is made the network has all the weight.
+
+    Parameters
+    ----------
+    network
+        A trained neural model.
+    counts
+        The count models to mix in, by name.
+    n_items
+        V.
+    """
+
+    weight_C: Tensor  # float32, sums to 1; in the order of `components`
+
+    def __init__(self, network: Recommender, counts: Mapping[str, CountModel], n_items: int) -> None:
+        super().__init__()
+        self.network: Recommender = network
+        self.counts, self.n_items = nn.ModuleDict(counts), n_items
+        self.components = (*NETWORK, *counts)
+        self.register_buffer("weight_C", torch.eye(len(self.components))[0])
+
+    def fit_counts(self, items_N: Tensor, offsets_S1: Tensor) -> None:
+        """Count N int64 clicks; session s is items_N[offsets_S1[s] : offsets_S1[s + 1]], in time order where known."""
+        for model in self._counts():
+            model.fit(items_N, offsets_S1)
+
+    def distributions(self, batch: SessionBatch) -> Iterator[Tensor]:
+        """Each component's probabilities, B x V float32, one after the other: rows sum to 1, or to 0."""
+        network_BV = self.network.score(batch).softmax(dim=1)
+        held_BV = _held_items(batch, self.n_items)
+        yield network_BV
+        yield _normalised(network_BV.masked_fill(held_BV, 0))
+        for model in self._counts():
+            counted_BV = model.score(batch)
+            yield _normalised(counted_BV.masked_fill(held_BV | (counted_BV <= TIE_BREAK), 0))
+
+    def score(self, batch: SessionBatch) -> Tensor:
+        """scores_BV: p(j | session)."""
+        scores_BV = torch.zeros(())
+        for weight, part_BV in zip(self.weight_C.to(batch.items_BL.device), self.distributions(batch), strict=True):
+            scores_BV = scores_BV + weight * part_BV
+        return scores_BV
+
+    def _counts(self) -> Iterator[CountModel]:
+        for model in self.counts.values():
+            assert isinstance(model, CountModel)
+            yield model
+
+
+def _held_items(batch: SessionBatch, n_items: int) -> Tensor:
+    """Whether a session holds an item, B x V."""
+    held_BV1 = torch.zeros(len(batch.length_B), n_items + 1, dtype=torch.bool, device=batch.items_BL.device)
+    held_BV1.scatter_(1, batch.items_BL, True)  # padding falls into the last column
+    return held_BV1[:, :-1]
+
+
+def _normalised(mass_BV: Tensor) -> Tensor:
+    return mass_BV / mass_BV.sum(dim=1, keepdim=True).clamp_min(1e-12)
