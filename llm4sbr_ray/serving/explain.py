@@ -20,38 +20,51 @@ EXAMPLE_CHARS = 60  # of each
 READABLE = {"long-term": "long-term taste", "short-term": "current need"}
 
 
-def shares(contribution_P: NDArray[np.float32]) -> NDArray[np.float64]:
-    """|contribution| of each perspective over their sum; even shares where all are 0."""
-    size_P = np.abs(contribution_P.astype(np.float64))
-    total = size_P.sum()
-    return size_P / total if total > 0 else np.full(len(size_P), 1 / len(size_P))
+def shares(contribution_kP: NDArray[np.float32]) -> NDArray[np.float64]:
+    """|contribution| of each perspective over their sum, row by row; even shares where all are 0."""
+    size_kP = np.abs(contribution_kP.astype(np.float64))
+    total_k1 = size_kP.sum(-1, keepdims=True)
+    even = np.full_like(size_kP, 1 / size_kP.shape[-1])
+    return np.divide(size_kP, total_k1, out=even, where=total_k1 > 0)
 
 
 def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]]:
     """The ranked items as plain values, in the form of `types.Recommendation`."""
-    localised = [
-        [_item(catalogue, item) | {"weight": float(weight)} for item, weight in zip(*row, strict=True)]
-        for row in zip(ranking.shown_PR.tolist(), ranking.shown_weight_PR.tolist(), strict=True)
+    shown_PR = ranking.shown_PR.tolist()
+    constant = [  # what a perspective says of every item alike
+        {
+            "name": name,
+            "source": "predicted" if predicted else "llm",
+            "gate": gate,
+            "localised_items": [
+                _item(catalogue, item) | {"weight": weight} for item, weight in zip(shown_R, weight_R, strict=True)
+            ],
+        }
+        for name, predicted, gate, shown_R, weight_R in zip(
+            perspectives,
+            ranking.predicted_P.tolist(),
+            ranking.gate_P.tolist(),
+            shown_PR,
+            ranking.shown_weight_PR.tolist(),
+            strict=True,
+        )
     ]
+    leader_k = ranking.contribution_kP.argmax(1)  # the one that speaks loudest for the item, not against it
     answers = []
-    for item, score, contribution_P in zip(
-        ranking.item_k.tolist(), ranking.score_k.tolist(), ranking.contribution_kP, strict=True
+    for item, score, contribution_P, share_P, leader in zip(
+        ranking.item_k.tolist(),
+        ranking.score_k.tolist(),
+        ranking.contribution_kP.tolist(),
+        shares(ranking.contribution_kP).tolist(),
+        leader_k.tolist(),
+        strict=True,
     ):
-        share_P = shares(contribution_P)
         details = [
-            {
-                "name": name,
-                "source": "predicted" if ranking.predicted_P[p] else "llm",
-                "gate": float(ranking.gate_P[p]),
-                "contribution": float(contribution_P[p]),
-                "share": float(share_P[p]),
-                "localised_items": localised[p],
-            }
-            for p, name in enumerate(perspectives)
+            {**said, "contribution": contribution, "share": share}
+            for said, contribution, share in zip(constant, contribution_P, share_P, strict=True)
         ]
-        leader = int(contribution_P.argmax())  # the one that speaks loudest for the item, not against it
-        alike = [catalogue.label(j) for j in ranking.shown_PR[leader].tolist() if j != item]
-        text = sentence(perspectives[leader], float(share_P[leader]), alike)
+        alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
+        text = sentence(perspectives[leader], share_P[leader], alike)
         explanation = {"text": text, "perspectives": details}
         answers.append(_item(catalogue, item) | {"score": score, "explanation": explanation})
     return answers

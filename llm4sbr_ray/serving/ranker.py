@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm4sbr_ray.models.base import Intents, SessionVectors
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
-from llm4sbr_ray.models.ranking import top_items
 from llm4sbr_ray.serving.cache import CachedIntents
+from llm4sbr_ray.serving.nearest import Exact
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RankQuery:
 
     vectors_3D: NDArray[np.float32]  # as `SessionEncoder.encode` gives them
     intents: CachedIntents | None  # None: all perspectives are predicted
-    excluded: Sequence[int]  # items left out of the ranking
+    excluded: Sequence[int]  # items left out of the ranking, each once
     k: int
     compare: bool = False  # also rank without the perspectives
 
@@ -56,8 +57,10 @@ class Ranker:
 
     def __init__(self, model: LLM4SBR, n_items: int, localised: int) -> None:
         self._model, self._n_items, self._R = model, n_items, localised
+        self._item_VD = model.backbone.item_vectors()
         with torch.inference_mode():
-            self._item_intents_VD = model.item_intents()  # V x E x D operations: once, not in each request
+            # V x E x D operations: once, not in each request
+            self._best, self._near = Exact(self._item_VD), Exact(model.item_intents())
 
     @torch.inference_mode()
     def rank(self, queries: Sequence[RankQuery]) -> list[Ranking]:
@@ -66,36 +69,46 @@ class Ranker:
         intents = self._intents(queries)
         z_BPD = self._model.intent_vectors(vectors, intents)
         fused = self._model.fuse(vectors, z_BPD)
-        scores_BV = self._model.rank_scores(fused.session_BD)
-        k = min(max(q.k for q in queries), self._n_items)
-        excluded = _excluded_indices(queries)
-        item_Bk = top_items(scores_BV, k, excluded)
-        score_Bk = scores_BV.gather(1, item_Bk)
-        contribution_BkP = torch.einsum("bkd,bpd->bkp", self._model.backbone.item_vectors()[item_Bk], fused.part_BPD)
-        shown_BPR, weight_BPR = self._shown_items(intents, z_BPD)
-        if any(query.compare for query in queries):
-            alone_BV = self._model.rank_scores(self._model.fuse(vectors, torch.zeros_like(z_BPD)).session_BD)
-            alone_Bk = top_items(alone_BV, k, excluded)
-        answers = []
-        for row, query in enumerate(queries):
-            best = _kept(item_Bk[row], query)
-            clicks_alone = None
-            if query.compare:
-                items_k = alone_Bk[row][_kept(alone_Bk[row], query)]
-                clicks_alone = (items_k.numpy(), alone_BV[row, items_k].numpy())
-            answers.append(
-                Ranking(
-                    item_k=item_Bk[row].numpy()[best],
-                    score_k=score_Bk[row].numpy()[best],
-                    contribution_kP=contribution_BkP[row].numpy()[best],
-                    gate_P=fused.gate_BP[row].numpy(),
-                    predicted_P=~intents.grounded_BP[row].numpy(),
-                    shown_PR=shown_BPR[row].numpy(),
-                    shown_weight_PR=weight_BPR[row].numpy(),
-                    clicks_alone=clicks_alone,
-                )
+        best = self._ranked(fused.session_BD, queries)
+        best_Bk = nn.utils.rnn.pad_sequence([torch.from_numpy(item_k) for item_k, _ in best], batch_first=True)
+        contribution_BkP = (self._item_VD[best_Bk] @ fused.part_BPD.transpose(1, 2)).numpy()
+        shown_BPR, weight_BPR = (shown.numpy() for shown in self._shown_items(intents, z_BPD))
+        gate_BP = fused.gate_BP.numpy()
+        compared = [row for row, query in enumerate(queries) if query.compare]
+        alone = self._clicks_alone(vectors, z_BPD, compared, queries) if compared else {}
+        return [
+            Ranking(
+                item_k=item_k,
+                score_k=score_k,
+                contribution_kP=contribution_BkP[row, : len(item_k)],
+                gate_P=gate_BP[row],
+                predicted_P=np.ones(z_BPD.shape[1], dtype=bool) if query.intents is None else ~query.intents.grounded_P,
+                shown_PR=shown_BPR[row],
+                shown_weight_PR=weight_BPR[row],
+                clicks_alone=alone.get(row),
             )
+            for row, (query, (item_k, score_k)) in enumerate(zip(queries, best, strict=True))
+        ]
+
+    def _ranked(
+        self, session_BD: Tensor, queries: Sequence[RankQuery]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Each query's best items that it does not exclude, and their scores."""
+        asked = max(query.k + len(query.excluded) for query in queries)
+        score_Bn, item_Bn = (found.numpy() for found in self._best(session_BD, min(asked, self._n_items)))
+        answers = []
+        for query, score_n, item_n in zip(queries, score_Bn, item_Bn, strict=True):
+            excluded = set(query.excluded)
+            kept = [place for place, item in enumerate(item_n.tolist()) if item not in excluded][: query.k]
+            answers.append((item_n[kept], score_n[kept]))
         return answers
+
+    def _clicks_alone(
+        self, vectors: SessionVectors, z_BPD: Tensor, rows: list[int], queries: Sequence[RankQuery]
+    ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The ranking of these rows with all perspectives at zero."""
+        session_BD = self._model.fuse(vectors, torch.zeros_like(z_BPD)).session_BD
+        return dict(zip(rows, self._ranked(session_BD[rows], [queries[row] for row in rows]), strict=True))
 
     def check(self) -> None:
         """Rank for a probe.
@@ -110,41 +123,35 @@ class Ranker:
         if not (np.isfinite(ranking.score_k).all() and np.isfinite(ranking.gate_P).all()):
             raise RuntimeError("fusion ranker: scores are not finite")
 
-    def _intents(self, queries: Sequence[RankQuery]) -> Intents:
-        """Known intents as a batch; a session without any is ungrounded throughout."""
+    def _intents(self, queries: Sequence[RankQuery]) -> Intents | None:
+        """Known intents as a batch, a session without any ungrounded throughout; None where none is known."""
+        known = [row for row, query in enumerate(queries) if query.intents is not None]
+        if not known:
+            return None
         P = len(self._model.anchors)
-        item_BPR = torch.zeros(len(queries), P, self._R, dtype=torch.int64)
-        weight_BPR = torch.zeros(len(queries), P, self._R)
-        grounded_BP = torch.zeros(len(queries), P, dtype=torch.bool)
+        item_BPR = np.zeros((len(queries), P, self._R), dtype=np.int64)
+        weight_BPR = np.zeros((len(queries), P, self._R), dtype=np.float32)
+        grounded_BP = np.zeros((len(queries), P), dtype=bool)
         for row, query in enumerate(queries):
             if query.intents is not None:
-                item_BPR[row] = torch.from_numpy(query.intents.item_PR.astype(np.int64))
-                weight_BPR[row] = torch.from_numpy(query.intents.weight_PR.copy())
-                grounded_BP[row] = torch.from_numpy(query.intents.grounded_P.copy())
-        return Intents(item_BPR, weight_BPR, grounded_BP)
+                item_BPR[row] = query.intents.item_PR
+                weight_BPR[row] = query.intents.weight_PR
+                grounded_BP[row] = query.intents.grounded_P
+        return Intents(torch.from_numpy(item_BPR), torch.from_numpy(weight_BPR), torch.from_numpy(grounded_BP))
 
-    def _shown_items(self, intents: Intents, z_BPD: Tensor) -> tuple[Tensor, Tensor]:
+    def _shown_items(self, intents: Intents | None, z_BPD: Tensor) -> tuple[Tensor, Tensor]:
         """The LLM's localised items where its answer is grounded, else those whose text is nearest to z."""
-        if bool(intents.grounded_BP.all()):
-            return intents.item_BPR, intents.weight_BPR
-        near_BPR, cosine_BPR = self._model.nearest_items(z_BPD, self._R, self._item_intents_VD)
-        weight_BPR = cosine_BPR.clamp_min(0)
-        weight_BPR = weight_BPR / weight_BPR.sum(2, keepdim=True).clamp_min(1e-9)
-        grounded_BP1 = intents.grounded_BP[..., None]
-        return (
-            torch.where(grounded_BP1, intents.item_BPR, near_BPR),
-            torch.where(grounded_BP1, intents.weight_BPR, weight_BPR),
-        )
+        B, P, D = z_BPD.shape
+        if intents is None:
+            near_NR, weight_NR = self._nearest(z_BPD.reshape(B * P, D))
+            return near_NR.view(B, P, -1), weight_NR.view(B, P, -1)
+        item_BPR, weight_BPR = intents.item_BPR.clone(), intents.weight_BPR.clone()
+        predicted_BP = ~intents.grounded_BP
+        if bool(predicted_BP.any()):
+            item_BPR[predicted_BP], weight_BPR[predicted_BP] = self._nearest(z_BPD[predicted_BP])
+        return item_BPR, weight_BPR
 
-
-def _kept(item_k: Tensor, query: RankQuery) -> NDArray[np.int64]:
-    """Places of the query's k best. Excluded items come last of all: they are met where the catalogue has no more."""
-    kept_k = ~np.isin(item_k.numpy(), np.asarray(query.excluded, dtype=np.int64))
-    return np.flatnonzero(kept_k)[: query.k]
-
-
-def _excluded_indices(queries: Sequence[RankQuery]) -> tuple[Tensor, Tensor]:
-    """(row, item) pairs."""
-    rows = [row for row, query in enumerate(queries) for _ in query.excluded]
-    items = [item for query in queries for item in query.excluded]
-    return torch.tensor(rows, dtype=torch.int64), torch.tensor(items, dtype=torch.int64)
+    def _nearest(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        cosine_NR, item_NR = self._near(F.normalize(z_ND, dim=1), self._R)
+        weight_NR = cosine_NR.clamp_min(0)
+        return item_NR, weight_NR / weight_NR.sum(1, keepdim=True).clamp_min(1e-9)
