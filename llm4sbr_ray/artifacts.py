@@ -146,6 +146,7 @@ class Run(Store):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.storage)
         self.config = config
+        self.recorded = config  # what the manifest says; a model's own settings change `config` alone
         self.owner: str | None = None  # of the lock, while this process holds it
         self.root = posixpath.join(self.root, config.name)
 
@@ -240,7 +241,7 @@ class Run(Store):
     def _record(self, name: str, entry: Facts) -> None:
         manifest = self.manifest()
         manifest["stages"][name] = entry
-        manifest["config"] = self.config.model_dump(mode="json")
+        manifest["config"] = self.recorded.model_dump(mode="json")
         manifest["seeds"] = [self.config.seed, *self.config.train.seeds]
         manifest["versions"] = _versions()
         self.write_json(manifest, "run.json")

@@ -295,9 +295,18 @@ class TrainConfig(Section):
     epochs: int = Field(default=30, ge=1)
     patience: int = Field(default=3, ge=1)  # epochs without a better validation score before stopping
     batch_size: int = Field(default=512, ge=1)  # over all workers
+    accumulate: int = Field(default=1, ge=1)  # parts that a worker computes its share of a batch in: less memory
     learning_rate: float = Field(default=2e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # the last two end at 0, after `epochs`
+    warm_up: float = Field(default=0.0, ge=0, lt=1)  # share of all updates in which the learning rate climbs
     weight_decay: float = Field(default=1e-5, ge=0)
     clip_norm: float = Field(default=5.0, gt=0)
+    loss: Literal["auto", "full", "sampled", "gbce"] = "auto"  # softmax over all items, over a sample; or binary
+    sampled_above: int = Field(default=200_000, ge=0)  # auto: full softmax up to so many items, sampled above
+    negatives: int = Field(default=4096, ge=1)  # items drawn for a batch, when not full
+    negatives_by: Literal["uniform", "popularity"] = "uniform"
+    gbce_t: float = Field(default=0.75, ge=0, le=1)  # calibration of gbce: 0 is plain binary cross-entropy
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of full softmax
     select_by: Literal["recall@20", "mrr@20", "ndcg@20"] = "mrr@20"  # validation metric that picks the epoch
     max_failures: int = Field(default=2, ge=0)
 
@@ -307,6 +316,14 @@ class TrainConfig(Section):
         if not seeds:
             raise ValueError("name at least one seed")
         return seeds
+
+    @model_validator(mode="after")
+    def _loss_settings_agree(self) -> TrainConfig:
+        if self.loss == "gbce" and self.negatives_by == "popularity":
+            raise ValueError("loss gbce draws negatives uniformly: leave negatives_by at uniform")
+        if self.loss in ("sampled", "gbce") and self.label_smoothing:
+            raise ValueError(f"label_smoothing is for full softmax, not for loss {self.loss}")
+        return self
 
 
 class TuneConfig(Section):
@@ -354,6 +371,7 @@ class RunConfig(BaseSettings):
     neighbours: Neighbours = Neighbours()
     memory: MemoryConfig = MemoryConfig()
     train: TrainConfig = TrainConfig()
+    tuned: dict[str, dict[str, bool | int | float | str | None]] = {}  # model -> its own settings (training/tuned.py)
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage
+from llm4sbr_ray.config import TrainConfig
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.build import (
     COUNT_SETTINGS,
@@ -32,9 +33,13 @@ from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
 from llm4sbr_ray.training.memory import fit_memory_model
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.start import starting_model
+from llm4sbr_ray.training.tuned import require_known_owners, run_for_model
 
 # Settings that do not change what is learnt, and those that only LLM4SBR has.
 OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_failures"}
+# Settings that runs of earlier versions don't have: at their default what was trained without them counts as trained.
+LATER = {"loss", "sampled_above", "negatives", "negatives_by", "gbce_t", "label_smoothing"}
+LATER |= {"schedule", "warm_up", "accumulate"}
 LLM4SBR_ONLY = {"fusion", "text_start", "alignment", "uniformity", "predictor"}
 
 
@@ -52,13 +57,15 @@ def train(run: Run) -> None:
     config = run.config.train
     for model in config.models:
         require_known(model)
+    require_known_owners(run)
     for model in _with_networks(config.models):
         for seed in config.seeds[:1] if is_count_model(model) else config.seeds:
             folder = model_folder(model, seed)
-            run.stage(
+            own = run_for_model(run, model)
+            own.stage(
                 folder,
                 outputs=[folder],
-                settings=learning_settings(run, model, seed),
+                settings=learning_settings(own, model, seed),
                 after=[*_inputs(model), *([model_folder(without_memory(model), seed)] if has_memory(model) else [])],
                 body=partial(_body, model=model, seed=seed),
             )
@@ -81,14 +88,18 @@ def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
         return {"model": model, "neighbours": config.neighbours.model_dump(include=COUNT_SETTINGS[model])}
     if has_memory(model):
         parts = set().union(*(COUNT_SETTINGS[part] for part in config.memory.parts))
-        network = learning_settings(run, without_memory(model), seed)
+        network = learning_settings(run_for_model(run, without_memory(model)), without_memory(model), seed)
         neighbours = config.neighbours.model_dump(include=parts)
         return {"model": model, "network": network, "memory": config.memory, "neighbours": neighbours}
     return {
         "model": model,
         "seed": seed,
         "sizes": config.model.model_dump(exclude=set() if is_llm4sbr(model) else LLM4SBR_ONLY),
-        "train": config.train.model_dump(exclude=OPERATIONAL),
+        "train": {
+            name: value
+            for name, value in config.train.model_dump(exclude=OPERATIONAL).items()
+            if name not in LATER or value != TrainConfig.model_fields[name].default
+        },
         "anchors": [view.anchor for view in config.perspectives.views] if is_llm4sbr(model) else [],
     }
 
