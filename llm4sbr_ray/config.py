@@ -172,6 +172,22 @@ class PocketLM(Section):
     max_seconds: float = Field(default=600, gt=0)  # training stops here even if steps remain, and says so
 
 
+class Budget(Section):
+    """Which prompts are asked; the intent predictor stands in for the answers that are not there."""
+
+    calls: int | None = Field(default=None, ge=1)  # distinct prompts, over all perspectives and splits; None: no bound
+    policy: Literal["all", "one_per_session", "uncertain"] = "all"  # whose come first; see docs/perspectives.md
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Budget:
+        if self.policy == "uncertain" and self.calls is None:
+            raise ValueError("policy uncertain orders all prompts: say with calls how many of them are asked")
+        return self
+
+    def asks_all(self) -> bool:
+        return self.calls is None and self.policy == "all"
+
+
 class Perspectives(Section):
     model: str | None = None  # Hugging Face name or path of the LLM; None: train the pocket LM and use it
     views: tuple[Perspective, ...] = (LONG_TERM, SHORT_TERM)
@@ -181,6 +197,7 @@ class Perspectives(Section):
     chat_template_kwargs: dict[str, Any] = {"enable_thinking": False}  # templates ignore what they don't know
     engine: Engine = Engine()
     pocket: PocketLM = PocketLM()
+    budget: Budget = Budget()
     max_error_rate: float = Field(default=0.05, ge=0, le=1)  # above it the stage fails at its end
     retries: int = Field(default=1, ge=0)  # rounds that ask again what failed
     schedule_timeout_s: float = Field(default=45, gt=0)  # then refuse; an autoscaler may need 900 to bring GPUs

@@ -11,7 +11,7 @@ from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.perspectives import engine, relational
+from llm4sbr_ray.perspectives import budget, engine, relational
 from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.outputs import questions
 from llm4sbr_ray.perspectives.progress import Progress
@@ -70,6 +70,8 @@ def determinants(config: Perspectives) -> dict[str, Any]:
     """The settings that determine the answers; beside them stands the identity of model and engine."""
     chosen = config.model_dump(mode="json", include={"max_items", "max_title_chars", "sampling", "splits"})
     views = [view.model_dump(mode="json", exclude={"anchor"}) for view in config.views]
+    if not config.budget.asks_all():
+        chosen["budget"] = config.budget.model_dump(mode="json")
     return chosen | {"views": views, "max_model_len": config.engine.max_model_len}
 
 
@@ -101,19 +103,27 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
         work.delete("prompts")
         questions(data, config)  # refuses here, in one line, what the actors would meet
         render(data, work.below("prompts"), identity, config)
+        if not config.budget.asks_all():
+            work.delete("chosen")
+            budget.choose(work.below("prompts"), work.below("chosen"), data, config)
         work.write_json(identity, "identity.json")
         work.write_json(True, "prompts.done")
     if not work.exists("known.json"):
         work.delete("known")
         folders = [f"perspectives/{view.name}" for view in config.views]
         work.write_json(
-            answer_store.take(work.below("prompts"), work.below("known"), store, run, folders), "known.json"
+            answer_store.take(_chosen(work, config), work.below("known"), store, run, folders), "known.json"
         )
     try:
         _ask_all(work, model, data.uri(), config)
     finally:  # answers are paid for, whatever ended the asking
         answer_store.add(store, work, "answers", "known")
     return _collect(stage, work)
+
+
+def _chosen(work: Store, config: Perspectives) -> Store:
+    """The rendered prompts that are asked."""
+    return work.below("prompts" if config.budget.asks_all() else "chosen")
 
 
 def _ask_all(work: Store, model: str, catalogue: str, config: Perspectives) -> None:
@@ -139,6 +149,7 @@ def _collect(stage: Stage, work: Store) -> Facts:
         + [f"SELECT *, {number} AS round FROM round_{number}" for number in answered]
     )
     database.register("prompts", relational.dataset(work.below("prompts")))
+    database.register("chosen", relational.dataset(_chosen(work, config)))
     # The answer of a later round replaces the error of an earlier one.
     database.execute(
         "CREATE TABLE answers AS SELECT prompt_key, arg_max(COLUMNS(* EXCLUDE (prompt_key, round)), round) "
@@ -149,7 +160,7 @@ def _collect(stage: Stage, work: Store) -> Facts:
             "SELECT count(*), count(*) FILTER (error <> ''), any_value(error) FILTER (error <> '') FROM answers"
         )
     )
-    wanted = _one(database.sql("SELECT count(DISTINCT prompt_key) FROM prompts"))[0]
+    wanted, served = _one(database.sql("SELECT count(DISTINCT prompt_key), count(*) FROM chosen"))
     if unique != wanted:
         raise RuntimeError(f"there are {wanted} prompts and {unique} have a row: an answer was lost")
     if errors > config.max_error_rate * unique:
@@ -161,10 +172,11 @@ def _collect(stage: Stage, work: Store) -> Facts:
     facts: dict[str, Any] = {}
     for view in config.views:
         query = database.sql(
-            "SELECT p.sample_key, p.split, p.position, p.prompt_key, a.prompt_tokens, a.generated_tokens, a.answer, "
-            "nullif(a.error, '') AS error, a.shortened FROM prompts p JOIN answers a USING (prompt_key) "
-            "WHERE p.view = $view ORDER BY p.position",
-            params={"view": view.name},
+            "SELECT p.sample_key, p.split, p.position, p.prompt_key, coalesce(a.prompt_tokens, 0) AS prompt_tokens, "
+            "coalesce(a.generated_tokens, 0) AS generated_tokens, coalesce(a.answer, '') AS answer, "
+            "nullif(coalesce(a.error, $left_out), '') AS error, coalesce(a.shortened, false) AS shortened "
+            "FROM prompts p LEFT JOIN answers a USING (prompt_key) WHERE p.view = $view ORDER BY p.position",
+            params={"view": view.name, "left_out": budget.NOT_ASKED},
         )
         written = relational.copy_to(query, stage.store, f"perspectives/{view.name}", PERSPECTIVE_SCHEMA)
         facts[view.name] = _figures(database, view.name) | {"rows": written}
@@ -173,7 +185,8 @@ def _collect(stage: Stage, work: Store) -> Facts:
         "rows": rows,
         "prompts": unique,
         "from_store": known,
-        "calls_saved": rows - unique + known,
+        "not_asked": rows - served,  # questions beyond the budget
+        "calls_saved": served - unique + known,
         "rounds": len(answered),
         "perspectives": facts,
     }
@@ -196,7 +209,7 @@ def _ask_round(work: Store, number: int, model: str, catalogue: str, config: Per
     if not work.exists("asked", f"{name}.json"):
         asked.delete("")
         if number == 0:
-            rows = unique_prompts(work.below("prompts"), asked, config.engine.write_rows, work.below("known"))
+            rows = unique_prompts(_chosen(work, config), asked, config.engine.write_rows, work.below("known"))
         else:
             rows = _failed_prompts(work, number, asked, config.engine.write_rows)
         work.write_json(rows, "asked", f"{name}.json")
@@ -232,9 +245,9 @@ def _failed_prompts(work: Store, number: int, asked: Store, rows_a_file: int) ->
 def _figures(database: duckdb.DuckDBPyConnection, view: str) -> dict[str, Any]:
     """Figures of one perspective over its distinct prompts; the rate is of those that this stage asked."""
     query = (
-        "SELECT count(*), count(answered_at), count(*) FILTER (error <> ''), sum(prompt_tokens), "
-        "sum(generated_tokens), quantile_cont(answered_at, 0.1), quantile_cont(answered_at, 0.9) FROM answers "
-        "WHERE prompt_key IN (SELECT prompt_key FROM prompts WHERE view = $view)"
+        "SELECT count(*), count(answered_at), count(*) FILTER (error <> ''), coalesce(sum(prompt_tokens), 0), "
+        "coalesce(sum(generated_tokens), 0), quantile_cont(answered_at, 0.1), quantile_cont(answered_at, 0.9) "
+        "FROM answers WHERE prompt_key IN (SELECT prompt_key FROM prompts WHERE view = $view)"
     )
     prompts, asked, errors, prompt_tokens, generated_tokens, tenth, ninetieth = _one(
         database.sql(query, params={"view": view})

@@ -33,6 +33,7 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("error", pa.string()),
     pa.field("shortened", pa.bool_()),  # the prompt lost its first items to a context too short for them
     pa.field("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
+    pa.field("engine_seconds", pa.float64()),  # with the engine, waiting for its turn included; 0 for an error
 ]
 ANSWER_SCHEMA = pa.schema(_FIELDS)
 # One type for all perspectives, so that blocks of several can be joined.
@@ -94,7 +95,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        answered = build_processor(_processor_config(model, config))(prompts).map_batches(
+        answered = build_processor(processor_config(model, config))(prompts).map_batches(
             extract,
             fn_kwargs={"constrained": constrained},
             batch_format="pandas",
@@ -108,7 +109,8 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
         context.checkpoint_config = None
 
 
-def _processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorConfig:
+def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorConfig:
+    """The vLLM stage as Ray Data builds it."""
     engine = config.engine
     on_gpu = uses_gpu(engine)
     engine_kwargs: dict[str, Any] = {
@@ -212,6 +214,7 @@ def extract(batch: Any, constrained: Mapping[str, Question] | None = None) -> pa
             "error": pa.array(error.astype(object).where(error.notna(), None), pa.string()),
             "shortened": pa.array(batch["shortened"].astype(bool), pa.bool_()),
             "answered_at": pa.array(np.full(len(batch), time.time())),
+            "engine_seconds": pa.array(batch["time_taken_llm"].clip(lower=0), pa.float64()),  # Ray gives errors -1
         },
         schema=ANSWER_SCHEMA,
     )

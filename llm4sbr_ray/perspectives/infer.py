@@ -30,7 +30,7 @@ def infer(run: Run, retry_errors: bool = False) -> None:
     retry_errors
         Ask again what the committed LLM stage has an error for.
     """
-    model, identity, after = _model(run)
+    model, identity, after = language_model(run)
     ask_perspectives(run, model, identity, after, retry_errors)
     encode_items(run)
     localise_answers(run)
@@ -38,11 +38,11 @@ def infer(run: Run, retry_errors: bool = False) -> None:
 
 def plan_inference(run: Run) -> None:
     """Print what `infer` would ask and what it would cost; asks nothing. Trains the pocket LM if that is to be used."""
-    model, identity, _ = _model(run)
+    model, identity, _ = language_model(run)
     plan(run, model, identity)
 
 
-def _model(run: Run) -> tuple[str, str, list[str]]:
+def language_model(run: Run) -> tuple[str, str, list[str]]:
     """What vLLM loads, what stands for it in keys, and the stages before the asking."""
     model = run.config.perspectives.model
     if model is not None:

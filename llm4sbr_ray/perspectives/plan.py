@@ -10,7 +10,7 @@ from typing import Any
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import Perspectives
-from llm4sbr_ray.perspectives import relational
+from llm4sbr_ray.perspectives import budget, relational
 from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.engine import Tokenise
 from llm4sbr_ray.perspectives.outputs import questions
@@ -57,15 +57,26 @@ def plan(run: Run, model: str, identity: str) -> Cost:
     try:
         render(data, aside.below("prompts"), identity, config)
         folders = [f"perspectives/{view.name}" for view in config.views]
-        known = answer_store.take(aside.below("prompts"), aside.below("known"), store, run, folders)
+        chosen = aside.below("prompts")
+        if not config.budget.asks_all():
+            chosen = aside.below("chosen")
+            budget.choose(aside.below("prompts"), chosen, data, config)
+        known = answer_store.take(chosen, aside.below("known"), store, run, folders)
         database = relational.connect()
-        database.register("prompts", relational.dataset(aside, "prompts"))
+        database.register("all_prompts", relational.dataset(aside, "prompts"))
+        database.register("prompts", relational.dataset(chosen))
         database.register("known", relational.dataset(aside, "known"))
         database.execute(
             "CREATE TABLE asked AS SELECT DISTINCT prompt_key, view FROM prompts ANTI JOIN known USING (prompt_key)"
         )
-        ((samples, distinct),) = database.sql("SELECT count(*), count(DISTINCT prompt_key) FROM prompts").fetchall()
-        print(f"[plan] model {model}: {samples:,} questions, {distinct:,} distinct prompts, {known:,} answered before")
+        questions_asked, distinct = _count(database, "all_prompts")
+        print(f"[plan] model {model}: {questions_asked:,} questions, {distinct:,} distinct prompts")
+        if not config.budget.asks_all():
+            served, within = _count(database, "prompts")
+            print(
+                f"[plan] budget {config.budget.policy}: {within:,} of these prompts, which answer {served:,} questions"
+            )
+        print(f"[plan] answered before: {known:,}")
         tokenise = Tokenise(model, data.uri(), config)
         prompt_tokens, generated = 0.0, 0
         for view in config.views:
@@ -92,6 +103,12 @@ def plan(run: Run, model: str, identity: str) -> Cost:
         money = "set perspectives.price_per_gpu_hour" if cost.money is None else f"{cost.money:,.2f}"
         print(f"[plan] price: {money}", flush=True)
     return cost
+
+
+def _count(database: Any, table: str) -> tuple[int, int]:
+    """Questions and distinct prompts."""
+    ((rows, distinct),) = database.sql(f"SELECT count(*), count(DISTINCT prompt_key) FROM {table}").fetchall()
+    return rows, distinct
 
 
 def _sample(database: Any, view: str) -> list[list[int]]:

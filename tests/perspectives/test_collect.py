@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from llm4sbr_ray.artifacts import Run, Stage, Store
-from llm4sbr_ray.config import DataConfig, Perspectives, RunConfig
+from llm4sbr_ray.config import Budget, DataConfig, Perspectives, RunConfig
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives.ask import _collect, _reopen
+from llm4sbr_ray.perspectives.budget import NOT_ASKED
 from llm4sbr_ray.perspectives.engine import extract
 from llm4sbr_ray.perspectives.render import PROMPT_SCHEMA, unique_prompts
 from llm4sbr_ray.perspectives.store import STORED_SCHEMA
@@ -25,6 +27,7 @@ def engine_rows(keys: str, texts: list[str], failed: str = "") -> pa.Table:
             "num_input_tokens": [9] * n,
             "num_generated_tokens": [3] * n,
             "shortened": [False] * n,
+            "time_taken_llm": [0.5] * n,
             "__inference_error__": ["out of memory" if key in failed else "" for key in keys],
         }
     )
@@ -114,3 +117,20 @@ def test_a_committed_stage_is_opened_again_only_for_errors(stage: Stage) -> None
         run.write_json({"stages": {"perspectives": entry}}, "run.json")
         _reopen(run)
         assert run.read_json("perspectives-retries.json") == expected
+
+
+def test_beyond_the_budget_there_is_a_row_without_an_answer(stage: Stage) -> None:
+    perspectives = stage.run.config.perspectives.model_copy(update={"budget": Budget(calls=2)})
+    stage.run.config = stage.run.config.model_copy(update={"perspectives": perspectives})
+    work = stage.store.below("work")
+    prompts = work.read_table("prompts")
+    within = prompts.filter(pc.is_in(prompts["prompt_key"], pa.array(["a", "c"])))
+    work.write_table(within, "chosen", "part-0.parquet")
+    add_round(work, 0, engine_rows("a", ["tent"]))
+    facts = _collect(stage, work)
+    long_term = stage.store.read_table("perspectives", "long-term").to_pylist()
+    assert [row["answer"] for row in long_term] == ["tent", "", "of old", "tent"]
+    assert [row["error"] for row in long_term] == [None, NOT_ASKED, None, None]
+    assert {row["error"] for row in stage.store.read_table("perspectives", "short-term").to_pylist()} == {NOT_ASKED}
+    assert (facts["rows"], facts["not_asked"], facts["prompts"], facts["calls_saved"]) == (8, 5, 2, 2)
+    assert facts["perspectives"]["short-term"]["errors"] == 0

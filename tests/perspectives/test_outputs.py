@@ -92,6 +92,7 @@ def test_answers_that_break_their_form_are_errors(catalogue: Store) -> None:
             "num_input_tokens": [9] * 3,
             "num_generated_tokens": [3] * 3,
             "shortened": [False] * 3,
+            "time_taken_llm": [0.5] * 3,
             "__inference_error__": [""] * 3,
         }
     )
