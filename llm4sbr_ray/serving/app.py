@@ -23,6 +23,7 @@ from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
 from llm4sbr_ray.serving.graph import BATCH
 from llm4sbr_ray.serving.ingress import Ingress
+from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
 
 
@@ -36,6 +37,8 @@ class ServeArgs(BaseModel):
     graph: Literal["composed", "fused"] = "composed"
     cache_capacity: int = Field(default=100_000, ge=1)  # sessions that each replica of the cache keeps
     stale_clicks: int = Field(default=3, ge=0)  # an LLM answer that is so many clicks old still counts
+    # pq: a quantised index, for catalogues of 100,000 items and more; each replica builds it when it starts
+    index: IndexKind = "exact"
 
 
 class BehaviourEncoder:
@@ -90,11 +93,11 @@ class EmbeddingCache:
 class FusionRanker:
     """Vectors and intents to ranked items."""
 
-    def __init__(self, location: str, version: str) -> None:
+    def __init__(self, location: str, version: str, index: IndexKind = "exact") -> None:
         torch.set_num_threads(1)
         bundle = Bundle(location, version)
         manifest = bundle.manifest
-        self._ranker = Ranker(bundle.model(), manifest.n_items, manifest.localised_items)
+        self._ranker = Ranker(bundle.model(), manifest.n_items, manifest.localised_items, index)
 
     @serve.batch(**BATCH)
     async def rank(self, queries: list[RankQuery]) -> list[Ranking]:
@@ -120,11 +123,11 @@ def build_app(args: ServeArgs) -> Application:
     ingress = _deployment(Ingress, 256, 0.5)
     limits = args.cache_capacity, args.stale_clicks
     if args.graph == "fused":
-        fused: Application = ingress.bind(*place, limits=limits)
+        fused: Application = ingress.bind(*place, alone=(*limits, args.index))
         return fused
     encoder = _deployment(BehaviourEncoder, 64, 0.5).bind(*place)
     cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, *limits)
-    ranker = _deployment(FusionRanker, 64, 0.5).bind(*place)
+    ranker = _deployment(FusionRanker, 64, 0.5).bind(*place, args.index)
     composed: Application = ingress.bind(*place, parts={"encoder": encoder, "cache": cache, "ranker": ranker})
     return composed
 

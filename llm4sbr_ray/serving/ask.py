@@ -80,7 +80,7 @@ def _show(session: list[dict[str, Any]], answer: RecommendResponse, url: str) ->
         clicks.add_row(str(number), _plain(item["title"] or item["item_id"]))
     table = Table("", "recommended next", "score", "why", title_justify="left")
     for rank, found in enumerate(answer.recommendations, start=1):
-        label, why = found.title or found.item_id, found.explanation.text
+        label, why = found.title or found.item_id, found.explanation.text if found.explanation else ""
         table.add_row(str(rank), _plain(label), f"{found.score:.3f}", _plain(why))
     console.print(f"POST {url}  ({answer.model}, version {answer.version})", style="dim", highlight=False)
     for block in ("", clicks, "", table):

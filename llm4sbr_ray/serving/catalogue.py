@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,10 @@ class Catalogue:
         found = [self._index.get(str(item)) for item in ids]
         known = [index for index in found if index is not None]
         return known, [item for item, index in zip(ids, found, strict=True) if index is None]
+
+    def known_values(self, values: Mapping[str, float]) -> list[tuple[int, float]]:
+        """Values by item id as values by index, those of unknown ids left out."""
+        return [(self._index[item], value) for item, value in values.items() if item in self._index]
 
     def label(self, index: int) -> str:
         """What a person reads: the title, or the id of an item without one."""

@@ -6,14 +6,15 @@ second guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm4sbr_ray.serving.catalogue import Catalogue
-from llm4sbr_ray.serving.ranker import Ranking
+from llm4sbr_ray.serving.ranker import Ranking, Reasons
 
 EXAMPLES = 2  # titles named in a sentence
 EXAMPLE_CHARS = 60  # of each
@@ -24,13 +25,36 @@ def shares(contribution_kP: NDArray[np.float32]) -> NDArray[np.float64]:
     """|contribution| of each perspective over their sum, row by row; even shares where all are 0."""
     size_kP = np.abs(contribution_kP.astype(np.float64))
     total_k1 = size_kP.sum(-1, keepdims=True)
-    even = np.full_like(size_kP, 1 / size_kP.shape[-1])
-    return np.divide(size_kP, total_k1, out=even, where=total_k1 > 0)
+    if not total_k1.all():
+        size_kP, total_k1 = size_kP + (total_k1 == 0), np.where(total_k1 == 0, size_kP.shape[-1], total_k1)
+    share_kP: NDArray[np.float64] = size_kP / total_k1
+    return share_kP
 
 
 def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]]:
     """The ranked items as plain values, in the form of `types.Recommendation`."""
-    shown_PR = ranking.shown_PR.tolist()
+    if ranking.reasons is None:
+        explanations: list[dict[str, Any] | None] = [None] * len(ranking.item_k)
+    else:
+        explanations = _explanations(ranking.item_k.tolist(), ranking.reasons, perspectives, catalogue)
+    return [
+        {
+            "item_id": catalogue.item_ids[item],
+            "title": catalogue.titles[item],
+            "score": score,
+            "boost": boost,
+            "explanation": explanation,
+        }
+        for item, score, boost, explanation in zip(
+            ranking.item_k.tolist(), ranking.score_k.tolist(), ranking.boost_k.tolist(), explanations, strict=True
+        )
+    ]
+
+
+def _explanations(
+    items: list[int], reasons: Reasons, perspectives: Sequence[str], catalogue: Catalogue
+) -> list[dict[str, Any] | None]:
+    shown_PR = reasons.shown_PR.tolist()
     constant = [  # what a perspective says of every item alike
         {
             "name": name,
@@ -42,32 +66,25 @@ def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Ca
         }
         for name, predicted, gate, shown_R, weight_R in zip(
             perspectives,
-            ranking.predicted_P.tolist(),
-            ranking.gate_P.tolist(),
+            reasons.predicted_P.tolist(),
+            reasons.gate_P.tolist(),
             shown_PR,
-            ranking.shown_weight_PR.tolist(),
+            reasons.shown_weight_PR.tolist(),
             strict=True,
         )
     ]
-    leader_k = ranking.contribution_kP.argmax(1)  # the one that speaks loudest for the item, not against it
-    answers = []
-    for item, score, contribution_P, share_P, leader in zip(
-        ranking.item_k.tolist(),
-        ranking.score_k.tolist(),
-        ranking.contribution_kP.tolist(),
-        shares(ranking.contribution_kP).tolist(),
-        leader_k.tolist(),
-        strict=True,
-    ):
+    share_kP = shares(reasons.contribution_kP).tolist()
+    explanations: list[dict[str, Any] | None] = []
+    for item, contribution_P, share_P in zip(items, reasons.contribution_kP.tolist(), share_kP, strict=True):
+        leader = contribution_P.index(max(contribution_P))  # the one that speaks loudest for the item, not against it
+        alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
         details = [
-            {**said, "contribution": contribution, "share": share}
+            said | {"contribution": contribution, "share": share}
             for said, contribution, share in zip(constant, contribution_P, share_P, strict=True)
         ]
-        alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
         text = sentence(perspectives[leader], share_P[leader], alike)
-        explanation = {"text": text, "perspectives": details}
-        answers.append(_item(catalogue, item) | {"score": score, "explanation": explanation})
-    return answers
+        explanations.append({"text": text, "perspectives": details})
+    return explanations
 
 
 def clicks_alone(ranking: Ranking, catalogue: Catalogue) -> list[dict[str, Any]] | None:
@@ -78,13 +95,13 @@ def clicks_alone(ranking: Ranking, catalogue: Catalogue) -> list[dict[str, Any]]
     return [_item(catalogue, item) | {"score": score} for item, score in pairs]
 
 
-def popular(catalogue: Catalogue, k: int) -> list[dict[str, Any]]:
-    """The most clicked items, for a session of which the catalogue knows nothing."""
+def popular(catalogue: Catalogue, k: int, blocked: Collection[int] = ()) -> list[dict[str, Any]]:
+    """The most clicked items that are not blocked, for a session of which the catalogue knows nothing."""
     text = "Popular with all visitors: nothing is known of this session yet."
     return [
         _item(catalogue, j)
-        | {"score": float(catalogue.train_count_V[j]), "explanation": {"text": text, "perspectives": []}}
-        for j in catalogue.popular_V[:k].tolist()
+        | {"score": float(catalogue.train_count_V[j]), "boost": 0.0, "explanation": {"text": text, "perspectives": []}}
+        for j in islice((j for j in catalogue.popular_V.tolist() if j not in blocked), k)
     ]
 
 

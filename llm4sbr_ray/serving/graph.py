@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.cache import IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
 
 # Requests that queue up while a batch is computed form the next one. Nobody waits for a batch to fill (Serve
@@ -34,6 +35,8 @@ class Wanted(NamedTuple):
     excluded: Sequence[int]
     k: int
     compare: bool = False  # also rank by the clicks alone
+    boosts: Sequence[tuple[int, float]] = ()  # items, each once, and what is added to their scores
+    explain: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class Composed:
 class Fused:
     """Encoder, cache and ranker in the ingress itself."""
 
-    def __init__(self, bundle: Bundle, cache_capacity: int, stale_clicks: int) -> None:
+    def __init__(self, bundle: Bundle, cache_capacity: int, stale_clicks: int, index: IndexKind = "exact") -> None:
         torch.set_num_threads(1)  # replicas share the machine's cores; one small session gains nothing from two
         model, manifest = bundle.model(), bundle.manifest
         self._encoder = SessionEncoder(model, manifest.n_items)
-        self._ranker = Ranker(model, manifest.n_items, manifest.localised_items)
+        self._ranker = Ranker(model, manifest.n_items, manifest.localised_items, index)
         self._cache = IntentCache(cache_capacity, stale_clicks)
         for key, intents in bundle.intents():
             self._cache.put(key, intents)

@@ -26,6 +26,7 @@ from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.explain import clicks_alone, popular, recommendations
 from llm4sbr_ray.serving.graph import Composed, Fused, Graph, Wanted, milliseconds
+from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
 
 API_KEY = "LLM4SBR_API_KEY"  # environment variable of the replicas
@@ -76,8 +77,8 @@ class Ingress:
         The bundle.
     parts
         Handles "encoder", "cache" and "ranker" of the composed graph; None: all is done in this process.
-    limits
-        Capacity and stale clicks of the cache in this process.
+    alone
+        Without parts: capacity and stale clicks of the cache in this process, and the index.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class Ingress:
         location: str,
         version: str,
         parts: dict[str, DeploymentHandle] | None = None,
-        limits: tuple[int, int] = (0, 0),
+        alone: tuple[int, int, IndexKind] = (0, 0, "exact"),
     ) -> None:
         bundle = Bundle(location, version)
         self._manifest, self._catalogue = bundle.manifest, bundle.catalogue()
         self._perspectives = [p.name for p in bundle.manifest.perspectives]
-        self._graph: Graph = Fused(bundle, *limits) if parts is None else Composed(**parts)
+        self._graph: Graph = Fused(bundle, *alone) if parts is None else Composed(**parts)
         self._page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
 
     @api.post(
@@ -110,16 +111,18 @@ class Ingress:
     async def recommend(self, asked: Annotated[RecommendRequest, Depends(read_request)]) -> Response:
         began = time.perf_counter()
         known, ignored = self._catalogue.split_known(asked.items)
+        blocked = set(self._catalogue.split_known(asked.block)[0])
+        boosts = self._catalogue.known_values(asked.boost)
         timings: dict[str, float] = {}
         llm_clicks = alone = None
         if known:
-            excluded = sorted(set(known)) if asked.exclude_seen else []
-            ranked = await self._graph.rank(Wanted(known, excluded, asked.k, asked.compare))
+            excluded = sorted({*blocked, *known} if asked.exclude_seen else blocked)
+            ranked = await self._graph.rank(Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain))
             found = recommendations(ranked.ranking, self._perspectives, self._catalogue)
             alone = clicks_alone(ranked.ranking, self._catalogue)
             llm_clicks, timings = ranked.llm_clicks, ranked.timings_ms
         else:
-            found = popular(self._catalogue, asked.k)
+            found = popular(self._catalogue, asked.k, blocked)
         timings["total"] = milliseconds(began, time.perf_counter())
         body = {
             "session_id": asked.session_id,

@@ -1,16 +1,18 @@
 """The k rows of a table with the largest inner products, exactly: one product with the whole table.
 
-Both of the service's searches over the catalogue are of this form: items by score, and items by how near their text is to
-an intent (unit rows).
+Both of the service's searches over the catalogue are of this form: items by score, and items by how near their text is
+to an intent (unit rows).
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from llm4sbr_ray.models.ranking import top_items
+
+IndexKind = Literal["exact", "pq"]
 
 
 class Search(Protocol):
@@ -31,3 +33,11 @@ class Exact:
             return value_Bn[:, :k], item_Bn[:, :k]
         item_Bk = top_items(score_BV, k)
         return score_BV.gather(1, item_Bk), item_Bk
+
+
+def build_search(table_VD: Tensor, kind: IndexKind) -> Search:
+    if kind == "exact":
+        return Exact(table_VD)
+    from llm4sbr_ray.serving.quantised import Quantised  # a service of exact searches never loads faiss
+
+    return Quantised(table_VD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llm4sbr_ray.models.base import Intents, SessionVectors
+from llm4sbr_ray.models.fusion import Fused
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving.cache import CachedIntents
-from llm4sbr_ray.serving.nearest import Exact
+from llm4sbr_ray.serving.nearest import IndexKind, build_search
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,38 @@ class RankQuery:
     excluded: Sequence[int]  # items left out of the ranking, each once
     k: int
     compare: bool = False  # also rank without the perspectives
+    boosts: Sequence[tuple[int, float]] = ()  # items, each once, and what is added to their scores
+    explain: bool = True
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """The k best items and what each perspective did for them (fewer than k if the catalogue has no more)."""
+class Reasons:
+    """What each perspective did for the ranked items."""
 
-    item_k: NDArray[np.int64]  # best first; ties by lower index
-    score_k: NDArray[np.float32]
-    contribution_kP: NDArray[np.float32]  # part_p . v_j; sums over P to the score
+    contribution_kP: NDArray[np.float32]  # part_p . v_j; sums over P to the score without the boost
     gate_P: NDArray[np.float32]
     predicted_P: NDArray[np.bool_]  # True: by the intent predictor; False: from the LLM's answer
     shown_PR: NDArray[np.int64]  # items that show what the perspective is about, strongest first
     shown_weight_PR: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The k best items (fewer if the catalogue has no more)."""
+
+    item_k: NDArray[np.int64]  # best first; ties by lower index
+    score_k: NDArray[np.float32]  # with the boost
+    boost_k: NDArray[np.float32]
+    reasons: Reasons | None  # None: not asked for
     clicks_alone: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # items and scores, perspectives at zero
+
+
+class Best(NamedTuple):
+    """The items of a ranking."""
+
+    item_k: NDArray[np.int64]
+    score_k: NDArray[np.float32]  # with the boost
+    boost_k: NDArray[np.float32]
 
 
 class Ranker:
@@ -53,14 +73,16 @@ class Ranker:
         V.
     localised
         R, items shown for a perspective; at most V.
+    index
+        How the catalogue is searched: by whole products, or by a quantised index whose shortlist is scored exactly.
     """
 
-    def __init__(self, model: LLM4SBR, n_items: int, localised: int) -> None:
+    def __init__(self, model: LLM4SBR, n_items: int, localised: int, index: IndexKind = "exact") -> None:
         self._model, self._n_items, self._R = model, n_items, localised
         self._item_VD = model.backbone.item_vectors()
         with torch.inference_mode():
             # V x E x D operations: once, not in each request
-            self._best, self._near = Exact(self._item_VD), Exact(model.item_intents())
+            self._best, self._near = (build_search(t_VD, index) for t_VD in (self._item_VD, model.item_intents()))
 
     @torch.inference_mode()
     def rank(self, queries: Sequence[RankQuery]) -> list[Ranking]:
@@ -70,45 +92,59 @@ class Ranker:
         z_BPD = self._model.intent_vectors(vectors, intents)
         fused = self._model.fuse(vectors, z_BPD)
         best = self._ranked(fused.session_BD, queries)
-        best_Bk = nn.utils.rnn.pad_sequence([torch.from_numpy(item_k) for item_k, _ in best], batch_first=True)
-        contribution_BkP = (self._item_VD[best_Bk] @ fused.part_BPD.transpose(1, 2)).numpy()
-        shown_BPR, weight_BPR = (shown.numpy() for shown in self._shown_items(intents, z_BPD))
-        gate_BP = fused.gate_BP.numpy()
-        compared = [row for row, query in enumerate(queries) if query.compare]
-        alone = self._clicks_alone(vectors, z_BPD, compared, queries) if compared else {}
+        reasons, alone = dict[int, Reasons](), dict[int, Best]()
+        if explained := [row for row, query in enumerate(queries) if query.explain]:
+            reasons = self._reasons(explained, [best[row].item_k for row in explained], intents, fused, z_BPD)
+        if compared := [row for row, query in enumerate(queries) if query.compare]:
+            without = self._model.fuse(vectors, torch.zeros_like(z_BPD))  # all perspectives at zero
+            ranked = self._ranked(without.session_BD[compared], [queries[row] for row in compared])
+            alone = dict(zip(compared, ranked, strict=True))
         return [
-            Ranking(
-                item_k=item_k,
-                score_k=score_k,
-                contribution_kP=contribution_BkP[row, : len(item_k)],
-                gate_P=gate_BP[row],
-                predicted_P=np.ones(z_BPD.shape[1], dtype=bool) if query.intents is None else ~query.intents.grounded_P,
-                shown_PR=shown_BPR[row],
-                shown_weight_PR=weight_BPR[row],
-                clicks_alone=alone.get(row),
-            )
-            for row, (query, (item_k, score_k)) in enumerate(zip(queries, best, strict=True))
+            Ranking(*found, reasons=reasons.get(row), clicks_alone=alone[row][:2] if row in alone else None)
+            for row, found in enumerate(best)
         ]
 
-    def _ranked(
-        self, session_BD: Tensor, queries: Sequence[RankQuery]
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Each query's best items that it does not exclude, and their scores."""
-        asked = max(query.k + len(query.excluded) for query in queries)
+    def _reasons(
+        self, rows: list[int], items: list[NDArray[np.int64]], intents: Intents | None, fused: Fused, z_BPD: Tensor
+    ) -> dict[int, Reasons]:
+        """Reasons of some rows of a batch, whose items are given."""
+        z_BPD, gate_BP = z_BPD[rows], fused.gate_BP[rows].numpy()
+        if intents is not None:
+            intents = Intents(intents.item_BPR[rows], intents.weight_BPR[rows], intents.grounded_BP[rows])
+        item_Bk = nn.utils.rnn.pad_sequence([torch.from_numpy(item_k) for item_k in items], batch_first=True)
+        contribution_BkP = (self._item_VD[item_Bk] @ fused.part_BPD[rows].transpose(1, 2)).numpy()
+        predicted_BP = np.ones(z_BPD.shape[:2], dtype=bool) if intents is None else ~intents.grounded_BP.numpy()
+        shown_BPR, weight_BPR = (shown.numpy() for shown in self._shown_items(intents, z_BPD))
+        return {
+            row: Reasons(contribution_kP[: len(item_k)], gate_P, predicted_P, shown_PR, weight_PR)
+            for row, item_k, contribution_kP, gate_P, predicted_P, shown_PR, weight_PR in zip(
+                rows, items, contribution_BkP, gate_BP, predicted_BP, shown_BPR, weight_BPR, strict=True
+            )
+        }
+
+    def _ranked(self, session_BD: Tensor, queries: Sequence[RankQuery]) -> list[Best]:
+        """Each query's best items that it does not exclude."""
+        asked = max(query.k + len(query.excluded) + len(query.boosts) for query in queries)
         score_Bn, item_Bn = (found.numpy() for found in self._best(session_BD, min(asked, self._n_items)))
         answers = []
-        for query, score_n, item_n in zip(queries, score_Bn, item_Bn, strict=True):
-            excluded = set(query.excluded)
-            kept = [place for place, item in enumerate(item_n.tolist()) if item not in excluded][: query.k]
-            answers.append((item_n[kept], score_n[kept]))
+        for session_D, query, score_n, item_n in zip(session_BD, queries, score_Bn, item_Bn, strict=True):
+            left_out = {*query.excluded, *(item for item, _ in query.boosts)}
+            kept = [place for place, item in enumerate(item_n.tolist()) if item not in left_out][: query.k]
+            best = Best(item_n[kept], score_n[kept], np.zeros(len(kept), dtype=np.float32))
+            answers.append(self._with_boosts(best, session_D, query) if query.boosts else best)
         return answers
 
-    def _clicks_alone(
-        self, vectors: SessionVectors, z_BPD: Tensor, rows: list[int], queries: Sequence[RankQuery]
-    ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """The ranking of these rows with all perspectives at zero."""
-        session_BD = self._model.fuse(vectors, torch.zeros_like(z_BPD)).session_BD
-        return dict(zip(rows, self._ranked(session_BD[rows], [queries[row] for row in rows]), strict=True))
+    def _with_boosts(self, best: Best, session_D: Tensor, query: RankQuery) -> Best:
+        """The boosted items among the best of all others."""
+        excluded = set(query.excluded)
+        boosts = [(item, boost) for item, boost in query.boosts if item not in excluded]
+        item_b = np.array([item for item, _ in boosts], dtype=np.int64)
+        boost_b = np.array([boost for _, boost in boosts], dtype=np.float32)
+        score_b = (self._item_VD[torch.from_numpy(item_b)] @ session_D).numpy() + boost_b
+        item_n, score_n = np.concatenate([best.item_k, item_b]), np.concatenate([best.score_k, score_b])
+        boost_n = np.concatenate([best.boost_k, boost_b])
+        order_k = np.lexsort((item_n, -score_n))[: query.k]
+        return Best(item_n[order_k], score_n[order_k], boost_n[order_k])
 
     def check(self) -> None:
         """Rank for a probe.
@@ -120,7 +156,8 @@ class Ranker:
         """
         probe = np.zeros((3, self._model.config.width), dtype=np.float32)
         ranking = self.rank([RankQuery(probe, None, [], 1)])[0]
-        if not (np.isfinite(ranking.score_k).all() and np.isfinite(ranking.gate_P).all()):
+        finite = [np.isfinite(ranking.score_k).all(), ranking.reasons and np.isfinite(ranking.reasons.gate_P).all()]
+        if not all(finite):
             raise RuntimeError("fusion ranker: scores are not finite")
 
     def _intents(self, queries: Sequence[RankQuery]) -> Intents | None:

@@ -10,6 +10,8 @@ MAX_BODY_BYTES = 256 * 1024
 MAX_SESSION_ITEMS = 1000
 MAX_ID_CHARS = 256
 MAX_K = 100
+MAX_BOOSTED = 100
+MAX_BOOST = 1000.0
 
 
 def _check_id(value: Any) -> Any:
@@ -25,6 +27,10 @@ def _check_id(value: Any) -> Any:
 Id = Annotated[str | int, BeforeValidator(_check_id)]  # 7 and "7" are the same item; an answer repeats what was sent
 
 
+IdText = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Boost = Annotated[float, Field(strict=True, ge=-MAX_BOOST, le=MAX_BOOST)]
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -37,6 +43,9 @@ class RecommendRequest(_Message):
     k: int = Field(default=20, ge=1, le=MAX_K, strict=True)
     exclude_seen: bool = Field(default=True, strict=True)  # leave the session's own items out of the ranking
     compare: bool = Field(default=False, strict=True)  # also rank by the clicks alone, without the perspectives
+    explain: bool = Field(default=True, strict=True)  # false: a smaller and faster answer without reasons
+    block: list[Id] = Field(default=[], max_length=MAX_SESSION_ITEMS)  # never recommended
+    boost: dict[IdText, Boost] = Field(default={}, max_length=MAX_BOOSTED)  # item id: what is added to its score
 
 
 class LocalisedItem(_Message):
@@ -53,7 +62,9 @@ class PerspectiveShare(_Message):
     name: str
     source: Literal["llm", "predicted"]  # from the LLM's answer for this session, or by the intent predictor
     gate: float  # alpha_p of the fusion rule
-    contribution: float  # part_p . v_j: the contributions of all perspectives add up to the item's score
+    contribution: (
+        float  # part_p . v_j: the contributions of all perspectives add up to the item's score without its boost
+    )
     share: float  # |contribution| over the sum of all |contribution|
     localised_items: list[LocalisedItem]
 
@@ -66,8 +77,9 @@ class Explanation(_Message):
 class Recommendation(_Message):
     item_id: str
     title: str | None
-    score: float  # the model's; training clicks when served_by is "popularity"
-    explanation: Explanation
+    score: float  # the model's, plus the boost; training clicks when served_by is "popularity"
+    boost: float  # what the request asked to add to it
+    explanation: Explanation | None  # None: not asked for
 
 
 class ScoredItem(_Message):

@@ -18,7 +18,7 @@ from llm4sbr_ray.serving.cache import CachedIntents
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.encoder import SessionEncoder
 from llm4sbr_ray.serving.explain import popular, recommendations, sentence, shares
-from llm4sbr_ray.serving.ranker import Ranker, RankQuery
+from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery, Reasons
 from llm4sbr_ray.serving.types import Recommendation
 
 NAMES = ["long-term", "short-term"]
@@ -32,6 +32,11 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def model(config: RunConfig) -> LLM4SBR:
     return planted_model(config)
+
+
+def reasons(ranking: Ranking) -> Reasons:
+    assert ranking.reasons is not None
+    return ranking.reasons
 
 
 def queries(model: LLM4SBR, known: bool, k: int = 10) -> tuple[list[RankQuery], SessionBatch]:
@@ -59,7 +64,7 @@ def test_scores_are_the_models_and_contributions_add_up(model: LLM4SBR, known: b
     for ranking, scores_V in zip(Ranker(model, V, R).rank(asked), scores_BV, strict=True):
         assert ranking.item_k.tolist() == np.argsort(-scores_V, kind="stable")[:10].tolist()
         np.testing.assert_allclose(ranking.score_k, scores_V[ranking.item_k], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(ranking.contribution_kP.sum(1), ranking.score_k, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(reasons(ranking).contribution_kP.sum(1), ranking.score_k, rtol=1e-4, atol=1e-4)
 
 
 def test_clicks_alone_is_the_ranking_with_the_perspectives_at_zero(model: LLM4SBR) -> None:
@@ -99,10 +104,10 @@ def test_what_is_shown_for_a_perspective(model: LLM4SBR) -> None:
     for row, ranking in enumerate(Ranker(model, V, R).rank(asked)):
         for p in range(P):
             grounded = bool(batch.intents.grounded_BP[row, p])
-            assert bool(ranking.predicted_P[p]) is not grounded
+            assert bool(reasons(ranking).predicted_P[p]) is not grounded
             expected = batch.intents.item_BPR if grounded else near_BPR
-            assert ranking.shown_PR[p].tolist() == expected[row, p].tolist()
-        np.testing.assert_allclose(ranking.shown_weight_PR.sum(1), 1, rtol=1e-5)
+            assert reasons(ranking).shown_PR[p].tolist() == expected[row, p].tolist()
+        np.testing.assert_allclose(reasons(ranking).shown_weight_PR.sum(1), 1, rtol=1e-5)
 
 
 def test_excluded_items_never_show_up(model: LLM4SBR) -> None:
@@ -124,6 +129,7 @@ def test_recommendations_have_the_promised_form(model: LLM4SBR) -> None:
     for ranking in Ranker(model, V, R).rank(asked):
         for n, found in enumerate(recommendations(ranking, NAMES, catalogue)):
             answer = Recommendation.model_validate(found)
+            assert answer.explanation is not None
             parts = answer.explanation.perspectives
             assert [part.name for part in parts] == NAMES
             assert answer.score == pytest.approx(sum(part.contribution for part in parts), rel=1e-4, abs=1e-4)
@@ -154,7 +160,8 @@ def test_sentences() -> None:
 def test_popular_items_say_why() -> None:
     found = [Recommendation.model_validate(value) for value in popular(Catalogue(items_table()), 3)]
     assert [(r.item_id, r.score) for r in found] == [("id-7", 50.0), ("id-0", 5.0), ("id-1", 5.0)]
-    assert all(r.explanation.text.startswith("Popular") and not r.explanation.perspectives for r in found)
+    assert all(r.explanation and r.explanation.text.startswith("Popular") for r in found)
+    assert not any(r.explanation and r.explanation.perspectives for r in found)
 
 
 def test_broken_weights_fail_the_checks(model: LLM4SBR) -> None:
@@ -169,3 +176,44 @@ def test_broken_weights_fail_the_checks(model: LLM4SBR) -> None:
         model.backbone.item_embedding.weight[:-1] = float("nan")
     with pytest.raises(RuntimeError, match="fusion ranker"):
         ranker.check()
+
+
+def test_boosted_items_compete_with_their_boost(model: LLM4SBR) -> None:
+    asked, batch = queries(model, known=True)
+    with torch.inference_mode():
+        scores_BV = model.score(batch).numpy()
+    boosts, excluded = [(5, 3.0), (6, -50.0), (7, 500.0), (8, 500.0)], [0, 8]
+    boosted = [RankQuery(q.vectors_3D, q.intents, excluded, q.k, boosts=boosts) for q in asked]
+    for ranking, scores_V in zip(Ranker(model, V, R).rank(boosted), scores_BV, strict=True):
+        wanted_V = scores_V.astype(np.float64)
+        for item, boost in boosts:
+            wanted_V[item] += boost
+        wanted_V[excluded] = -np.inf
+        assert ranking.item_k.tolist() == np.argsort(-wanted_V, kind="stable")[:10].tolist()
+        assert ranking.item_k[0] == 7
+        np.testing.assert_allclose(ranking.score_k, wanted_V[ranking.item_k], rtol=1e-5, atol=1e-4)
+        total_k = reasons(ranking).contribution_kP.sum(1) + ranking.boost_k
+        np.testing.assert_allclose(total_k, ranking.score_k, rtol=1e-4, atol=1e-4)
+    everything = RankQuery(asked[0].vectors_3D, None, list(range(V)), 5, boosts=[(3, 1.0)])
+    assert Ranker(model, V, R).rank([everything])[0].item_k.tolist() == []
+
+
+def test_blocked_items_are_not_popular_either() -> None:
+    assert [r["item_id"] for r in popular(Catalogue(items_table()), 3, {7, 1})] == ["id-0", "id-2", "id-3"]
+
+
+def test_a_ranking_without_reasons_is_the_same(model: LLM4SBR) -> None:
+    asked, _ = queries(model, known=True)
+    every_other = [replace(query, explain=n % 2 == 0) for n, query in enumerate(asked)]
+    for n, (full, mixed) in enumerate(zip(*map(Ranker(model, V, R).rank, (asked, every_other)), strict=True)):
+        assert full.item_k.tolist() == mixed.item_k.tolist()
+        if n % 2:
+            assert mixed.reasons is None
+            found = recommendations(mixed, NAMES, Catalogue(items_table()))
+            assert all(Recommendation.model_validate(r).explanation is None for r in found)
+        else:
+            np.testing.assert_allclose(
+                reasons(mixed).contribution_kP, reasons(full).contribution_kP, rtol=1e-4, atol=1e-5
+            )
+            assert reasons(mixed).shown_PR.tolist() == reasons(full).shown_PR.tolist()
+            assert reasons(mixed).predicted_P.tolist() == reasons(full).predicted_P.tolist()

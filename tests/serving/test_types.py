@@ -18,7 +18,7 @@ def parse(**changes: Any) -> RecommendRequest:
 
 def test_defaults_and_kept_ids() -> None:
     request = parse(session_id=12)
-    defaults = {"k": 20, "exclude_seen": True, "compare": False}
+    defaults = {"k": 20, "exclude_seen": True, "compare": False, "explain": True, "block": [], "boost": {}}
     assert request.model_dump() == {"session_id": 12, "items": ["a", 7], **defaults}
 
 
@@ -52,6 +52,14 @@ def test_at_the_limit(changes: dict[str, Any]) -> None:
         ({"session_id": ""}, ("session_id",)),
         ({"session_id": {}}, ("session_id",)),
         ({"K": 5}, ("K",)),
+        ({"block": "a"}, ("block",)),
+        ({"block": [None]}, ("block", 0)),
+        ({"block": ["a"] * 1001}, ("block",)),
+        ({"boost": ["a"]}, ("boost",)),
+        ({"boost": {"a": "1"}}, ("boost", "a")),
+        ({"boost": {"a": float("nan")}}, ("boost", "a")),
+        ({"boost": {"a": 1001}}, ("boost", "a")),
+        ({"boost": {str(j): 1 for j in range(101)}}, ("boost",)),
     ],
 )
 def test_bad_fields_are_named(changes: dict[str, Any], where: tuple[str | int, ...]) -> None:
