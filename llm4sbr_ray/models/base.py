@@ -69,6 +69,7 @@ class Backbone(nn.Module):
     """An ordinary session recommender: one file in `backbones/`, one line in `backbones/__init__.py`."""
 
     item_embedding: nn.Embedding  # (V + 1) x D; row V is the padding and stays zero
+    ranks_with_embedding = True  # False: `item_vectors` is something else than the embedding
 
     def forward(self, items_BL: Tensor, length_B: Tensor) -> SessionVectors:
         raise NotImplementedError
@@ -76,6 +77,11 @@ class Backbone(nn.Module):
     def item_vectors(self) -> Tensor:
         """V x D: what session vectors are multiplied with."""
         return self.item_embedding.weight[:-1]
+
+    def item_rows(self, item_N: Tensor) -> Tensor:
+        """`item_vectors` of these items, N x D: for losses that sample items."""
+        rows_ND: Tensor = self.item_embedding(item_N) if self.ranks_with_embedding else self.item_vectors()[item_N]
+        return rows_ND
 
 
 class GraphBackbone(Backbone):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.alignment import alignment, uniformity
 from llm4sbr_ray.models.base import Backbone, Intents, Recommender, SessionBatch, SessionVectors
-from llm4sbr_ray.models.cross_entropy import catalogue_cross_entropy
+from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax
 from llm4sbr_ray.models.fusion import Fused, build_fusion
 from llm4sbr_ray.models.predictor import IntentPredictor, predictor_loss
 from llm4sbr_ray.models.text_space import start_from_text
@@ -62,6 +62,7 @@ class LLM4SBR(Recommender):
         super().__init__()
         self.backbone, self.anchors, self.config = backbone, tuple(anchors), config
         self.predictor_mix = predictor_mix
+        self.ranking_loss: CatalogueLoss = FullSoftmax()
         self.register_buffer("item_text_VE", item_text_VE.float(), persistent=False)
         self.text_projection = nn.Linear(item_text_VE.shape[1], config.width)  # T, b
         self.predictor = IntentPredictor(len(self.anchors), config.width)
@@ -146,14 +147,15 @@ class LLM4SBR(Recommender):
     def loss(self, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
         """Training loss (scalars): "total", with the backbone's auxiliary loss, and its unweighted parts.
 
-        "cross_entropy" over the whole catalogue; "alignment" and "uniformity" summed over perspectives, on
-        grounded answers alone; "predictor". A batch without intents has "cross_entropy" alone.
+        "cross_entropy" over the whole catalogue, or the ranking loss that took its place; "alignment" and
+        "uniformity" summed over perspectives, on grounded answers alone; "predictor". A batch without intents has
+        "cross_entropy" alone.
         """
         vectors = self.encode(batch.items_BL, batch.length_B)
         predicted_BPD = self.predict(vectors)
         if batch.intents is None:
             session_BD = self.fuse(vectors, predicted_BPD).session_BD
-            cross_entropy = catalogue_cross_entropy(session_BD, self.backbone.item_vectors(), target_B)
+            cross_entropy = self.ranking_loss(session_BD, self.backbone, target_B)
             return {"total": cross_entropy + vectors.auxiliary, "cross_entropy": cross_entropy}
 
         grounded_BP, text_BPD = batch.intents.grounded_BP, self.text_intents(batch.intents)
@@ -164,7 +166,7 @@ class LLM4SBR(Recommender):
         fused = self.fuse(vectors, torch.where(use_text_BP[..., None], text_BPD, predicted_BPD))
         anchor_BPD = self.anchor_vectors(vectors)
         parts = {
-            "cross_entropy": catalogue_cross_entropy(fused.session_BD, self.backbone.item_vectors(), target_B),
+            "cross_entropy": self.ranking_loss(fused.session_BD, self.backbone, target_B),
             "alignment": _sum_over_perspectives(alignment, text_BPD, anchor_BPD, grounded_BP),
             "uniformity": _sum_over_perspectives(_both_uniform, text_BPD, anchor_BPD, grounded_BP),
             "predictor": predictor_loss(predicted_BPD, text_BPD, grounded_BP),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from llm4sbr_ray.models.base import Backbone, Recommender, SessionBatch, SessionVectors
-from llm4sbr_ray.models.cross_entropy import catalogue_cross_entropy
+from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax
 
 
 class PlainRecommender(Recommender):
@@ -14,13 +14,13 @@ class PlainRecommender(Recommender):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        self.ranking_loss: CatalogueLoss = FullSoftmax()
 
     def score(self, batch: SessionBatch) -> Tensor:
         vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)
         return vectors.session_BD @ self.backbone.item_vectors().T
 
     def loss(self, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
-        """Full-softmax cross-entropy plus the backbone's auxiliary loss, under "total" (scalar)."""
+        """The ranking loss, full-softmax cross-entropy unless set, plus the backbone's own: "total" (scalar)."""
         vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)
-        cross_entropy = catalogue_cross_entropy(vectors.session_BD, self.backbone.item_vectors(), target_B)
-        return {"total": cross_entropy + vectors.auxiliary}
+        return {"total": self.ranking_loss(vectors.session_BD, self.backbone, target_B) + vectors.auxiliary}

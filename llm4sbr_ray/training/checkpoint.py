@@ -43,19 +43,23 @@ class Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tensors:
-    """The state of an optimizer over all of `model.parameters()`."""
-    names = [name for name, _ in model.named_parameters()]
-    state = optimizer.state_dict()["state"]
-    return {f"{names[i]}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+    """The state of an optimizer over some of `model.parameters()`; its whole numbers as int64 tensors."""
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Tensors) -> None:
-    """The reverse of `optimizer_tensors`."""
-    number = {name: i for i, (name, _) in enumerate(model.named_parameters())}
-    state: dict[int, Tensors] = {}
+    """The reverse of `optimizer_tensors`; what belongs to other parameters is left alone."""
+    numbers = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    number = {name: numbers[parameter] for name, parameter in model.named_parameters() if parameter in numbers}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():
         parameter, _, slot = key.rpartition(".")
-        state.setdefault(number[parameter], {})[slot] = value
+        if parameter in number:
+            state.setdefault(number[parameter], {})[slot] = value if value.is_floating_point() else int(value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

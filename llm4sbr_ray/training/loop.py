@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +22,10 @@ from llm4sbr_ray.models.base import SessionBatch
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.training.batches import Samples
-from llm4sbr_ray.training.checkpoint import (
-    Checkpoint,
-    Counters,
-    Record,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from llm4sbr_ray.training.checkpoint import Checkpoint, Counters, Record
+from llm4sbr_ray.training.loss import set_loss
+from llm4sbr_ray.training.optimizer import AdamOfBoth
+from llm4sbr_ray.training.schedule import learning_rate
 from llm4sbr_ray.training.validation import valid_score, validate
 from llm4sbr_ray.training.workers import gather_text, max_over_workers, rank, sum_over_workers, world_size
 
@@ -62,7 +61,7 @@ def train_model(
     """Adam on the model's loss, until `config.epochs` or `config.patience` epochs without a better score.
 
     The score is the validation metric `config.select_by`; of LLM4SBR the mean of the metric with LLM intents
-    and LLM-free. Weight decay is the L2 penalty of Adam, as in SR-GNN.
+    and LLM-free.
 
     Parameters
     ----------
@@ -91,15 +90,14 @@ def train_model(
     NonFiniteLossError
         Names the epoch and the first sample keys of the batch.
     """
+    set_loss(model, config, train.n_items, train.target_N)
     step_module = wrap(TrainingStep(model))
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = AdamOfBoth(model, config)
     counters, best = Counters(), _weights(model)
     if resume is not None:
         counters, best = resume.counters, resume.best
         model.load_state_dict(resume.last)
-        restore_optimizer(optimizer, model, resume.optimizer)
+        optimizer.restore(resume.optimizer)
     while counters.epoch < config.epochs and counters.stale() < config.patience:
         epoch = counters.epoch + 1
         record: Record = {"epoch": epoch, **_train_epoch(step_module, optimizer, train, config, seed, epoch)}
@@ -112,13 +110,13 @@ def train_model(
         if record["valid_score"] > counters.best_score:
             counters.best_epoch, counters.best_score = epoch, record["valid_score"]
             best = _weights(model)
-        on_epoch(Checkpoint(counters, model.state_dict(), best, optimizer_tensors(optimizer, model)))
-    return Checkpoint(counters, model.state_dict(), best, optimizer_tensors(optimizer, model))
+        on_epoch(Checkpoint(counters, model.state_dict(), best, optimizer.tensors()))
+    return Checkpoint(counters, model.state_dict(), best, optimizer.tensors())
 
 
 def _train_epoch(
     step_module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamOfBoth,
     samples: Samples,
     config: TrainConfig,
     seed: int,
@@ -132,17 +130,15 @@ def _train_epoch(
     batches = order_N.split(max(1, config.batch_size // world_size()))
     step_module.train()
     sums: dict[str, Tensor] = {}
-    for rows_B in batches:
-        batch, target_B = samples.batch(rows_B)
-        losses = step_module(batch, target_B)
-        optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        norm = nn.utils.clip_grad_norm_(step_module.parameters(), config.clip_norm)
+    for number, rows_B in enumerate(batches, start=(epoch - 1) * len(batches)):
+        optimizer.zero_grad()
+        losses = _gradients(step_module, samples, rows_B, config.accumulate)
+        norm = optimizer.clip()
         if not torch.isfinite(norm):  # gradients are averaged over workers: all of them see it in the same step
             raise _non_finite(samples, rows_B, losses["total"], epoch)
-        optimizer.step()
+        optimizer.step(learning_rate(config, number, config.epochs * len(batches)))
         for name, value in losses.items():
-            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            sums[name] = sums[name] + value if name in sums else value
     means = sum_over_workers(torch.stack(list(sums.values()))) / (len(batches) * world_size())
     seconds = time.perf_counter() - began
     done = int(sum_over_workers(torch.tensor(float(len(samples)), dtype=torch.float64, device=device)))
@@ -152,6 +148,25 @@ def _train_epoch(
         "seconds": round(seconds, 3),
         "samples_per_second": round(done / seconds, 1),
     }
+
+
+def _gradients(step_module: Any, samples: Samples, rows_B: Tensor, parts: int) -> dict[str, Tensor]:
+    """Gradients of the mean loss of a batch, computed in parts; returns the mean loss and its parts.
+
+    Workers average their gradients once a batch, with its last part.
+    """
+    losses: dict[str, Tensor] = {}
+    *first, last = rows_B.chunk(parts)
+    for rows_b in (*first, last):
+        batch, target_b = samples.batch(rows_b)
+        alone = rows_b is not last and hasattr(step_module, "no_sync")
+        with step_module.no_sync() if alone else nullcontext():
+            share = len(rows_b) / len(rows_B)
+            found = {name: value * share for name, value in step_module(batch, target_b).items()}
+            found["total"].backward()
+        for name, value in found.items():
+            losses[name] = losses[name] + value.detach() if name in losses else value.detach()
+    return losses
 
 
 def _epoch_order(samples: Samples, device: torch.device) -> Tensor:

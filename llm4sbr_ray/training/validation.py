@@ -14,6 +14,7 @@ from llm4sbr_ray.training.batches import Samples
 from llm4sbr_ray.training.workers import sum_over_workers
 
 K = 20
+MAX_SCORES = 1 << 26  # of one batch: 256 MB in float32, however large the catalogue
 
 
 @torch.inference_mode()
@@ -27,6 +28,7 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
         them: "valid_llm_free_recall@20", ... Fractions.
     """
     model.eval()
+    batch_size = max(1, min(batch_size, MAX_SCORES // samples.n_items))
     sums: dict[str, Tensor] = {}
     device = samples.target_N.device
     for start in range(0, len(samples), batch_size):  # a worker may have none

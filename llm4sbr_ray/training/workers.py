@@ -25,6 +25,11 @@ def sum_over_workers(value: Tensor) -> Tensor:
     return value
 
 
+def can_reduce_rows() -> bool:
+    """Whether workers can add up gradients that are made of rows: NCCL adds dense ones alone."""
+    return not dist.is_initialized() or dist.get_backend() != "nccl"
+
+
 def max_over_workers(value: int, device: torch.device) -> int:
     """The largest of the workers' values."""
     reduced = torch.tensor(value, device=device)

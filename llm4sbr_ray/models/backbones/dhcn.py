@@ -68,6 +68,7 @@ class DHCN(GraphBackbone):
         paper has none).
     """
 
+    ranks_with_embedding = False
     item_E: Tensor  # int32: the distinct items of each train session
     session_offset: Tensor  # int32, S + 1
     posting_E: Tensor  # int32: the train sessions of each item
