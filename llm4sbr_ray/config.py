@@ -108,14 +108,24 @@ class JsonOutput(Section):
 
 
 class Perspective(Section):
-    """One question that the LLM answers about a session."""
+    """One question that the LLM answers about a session, or about an item."""
 
     name: str = Field(pattern=NAME_PATTERN)
-    instruction: str = Field(min_length=1)
+    instruction: str = ""
     anchor: Literal["global", "local"]  # the behaviour vector it is aligned with
+    level: Literal["session", "item"] = "session"  # item: asked once an item; a session then has those of its items
+    from_field: str | None = None  # of level item: this field of the catalogue is the answer, and nothing is asked
     fields: tuple[str, ...] = Field(default=("title", "attributes"), min_length=1)  # of the catalogue, shown in prompts
     output: Literal["text"] | Choice | JsonOutput = "text"
     sampling: OwnSampling = OwnSampling()
+
+    @model_validator(mode="after")
+    def _asks(self) -> Perspective:
+        if self.from_field is not None and self.level != "item":
+            raise ValueError("from_field: the catalogue answers for items, so level has to be item")
+        if (self.from_field is None) != bool(self.instruction):
+            raise ValueError("give either instruction (what to ask) or from_field (where the answers stand)")
+        return self
 
 
 LONG_TERM = Perspective(
@@ -213,7 +223,14 @@ class Perspectives(Section):
             raise ValueError("name at least one perspective")
         if len({view.name for view in views}) < len(views):
             raise ValueError("two perspectives have the same name")
+        if all(view.from_field is not None for view in views):
+            raise ValueError("at least one perspective has to ask the LLM: all of these have from_field")
         return views
+
+    def asking(self, asks: bool = True) -> Perspectives:
+        """With those views alone whose answers come from the LLM, or those whose answers the catalogue has."""
+        views = tuple(view for view in self.views if (view.from_field is None) == asks)
+        return self.model_copy(update={"views": views})
 
     def sampling_of(self, view: Perspective) -> Sampling:
         """The settings of one perspective, its own before those of all."""
@@ -225,8 +242,10 @@ class Text(Section):
 
     model: str = "all-MiniLM-L6-v2"  # this one ships with the package; else any sentence-transformers name or path
     batch_size: int = Field(default=128, ge=1)
+    columns: tuple[str, ...] = ()  # of the catalogue: their texts follow title and attributes, as a description does
     max_text_chars: int = Field(default=256, ge=8)
     localised_items: int = Field(default=5, ge=1, le=50)  # r
+    localisation: Literal["nearest", "exact_first"] = "nearest"  # exact_first: a title's own item and no other
     min_cosine: float = Field(default=0.35, ge=-1, le=1)  # below it an answer is "ungrounded"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import ray
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import Perspectives, Text
+from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.engine import HELPER_CPUS
 from llm4sbr_ray.perspectives.localisation import FloatArray, localise
@@ -26,7 +28,7 @@ def encode_items(run: Run) -> bool:
     """Stage "text": ``text/items.parquet`` with one embedding an item."""
 
     def body(stage: Stage) -> Facts:
-        items = run.read_table("data", "items.parquet", columns=["item_idx", "text"])
+        items = item_texts(run, run.config.text.columns)
         blocks = [items.slice(start, BLOCK_ROWS) for start in range(0, len(items), BLOCK_ROWS)]
         encoded = ray.data.from_arrow(blocks).map_batches(
             EncodeItems,
@@ -40,7 +42,30 @@ def encode_items(run: Run) -> bool:
         stage.store.write_table(table, "text", "items.parquet")
         return {"rows": len(table), "model": run.config.text.model}
 
-    return run.stage("text", outputs=["text"], settings=run.config.text, after=["ingest"], body=body)
+    return run.stage("text", outputs=["text"], settings=_settings(run.config.text), after=["ingest"], body=body)
+
+
+def _settings(text: Text) -> dict[str, Any]:
+    """Without `columns` where there are none: what was encoded before there was this setting counts as done."""
+    return text.model_dump(exclude=set() if text.columns else {"columns"})
+
+
+def item_texts(run: Store, columns: Sequence[str]) -> pa.Table:
+    """item_idx and text of every item: title and attributes, then the texts of these columns.
+
+    Raises
+    ------
+    UserError
+        The catalogue has no such column of texts.
+    """
+    items = run.read_table("data", "items.parquet")
+    for name in columns:
+        if name not in items.column_names or not pa.types.is_string(items[name].type):
+            texts = [field.name for field in items.schema if pa.types.is_string(field.type)]
+            raise UserError(f"text.columns: {name!r} is no text column of the catalogue: those are {', '.join(texts)}")
+    parts = [pc.fill_null(items[name], "") for name in ("text", *columns)]
+    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*parts, " "))
+    return items.select(["item_idx"]).append_column("text", text)
 
 
 class EncodeItems:
@@ -73,7 +98,7 @@ def localise_answers(run: Run) -> bool:
     return run.stage(
         "intents",
         outputs=["intents"],
-        settings=[run.config.text, names],
+        settings=[_settings(run.config.text), names],
         after=["ingest", "text", "perspectives"],
         body=_body,
     )
