@@ -63,8 +63,8 @@ def item_texts(run: Store, columns: Sequence[str]) -> pa.Table:
         if name not in items.column_names or not pa.types.is_string(items[name].type):
             texts = [field.name for field in items.schema if pa.types.is_string(field.type)]
             raise UserError(f"text.columns: {name!r} is no text column of the catalogue: those are {', '.join(texts)}")
-    parts = [pc.fill_null(items[name], "") for name in ("text", *columns)]
-    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*parts, " "))
+    rows = zip(*(items[name].to_pylist() for name in ("text", *columns)), strict=True)
+    text = pa.array([" ".join(filter(None, row)) for row in rows], pa.string())
     return items.select(["item_idx"]).append_column("text", text)
 
 
