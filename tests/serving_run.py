@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import save
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage
 from llm4sbr_ray.config import RunConfig
 from llm4sbr_ray.models.base import Intents
 from llm4sbr_ray.models.build import build_model
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.training.load import save_model
 
 V, E, R, P = 60, 12, 3, 2
 MODEL = "srgnn+llm4sbr"
@@ -121,8 +121,8 @@ def planted_run(storage: Path, **changes: Any) -> Run:
         return {"rows": V}
 
     def train(stage: Stage) -> Facts:
-        weights = save(dict(planted_model(run.config).state_dict()))
-        stage.store.write_bytes(weights, f"train/{MODEL}/seed-0/model.safetensors")
+        weights = planted_model(run.config).state_dict()
+        save_model(stage.store, run.config, MODEL, 0, V, weights, [], best_epoch=1)
         return {"rows": 1}
 
     run.stage("ingest", outputs=["data"], settings={}, body=ingest)

@@ -56,7 +56,11 @@ class MemoryRecommender(Recommender):
 
     def distributions(self, batch: SessionBatch) -> Iterator[Tensor]:
         """Each component's probabilities, B x V float32, one after the other: rows sum to 1, or to 0."""
-        network_BV = self.network.score(batch).softmax(dim=1)
+        return self.parts_of(self.network.score(batch), batch)
+
+    def parts_of(self, scores_BV: Tensor, batch: SessionBatch) -> Iterator[Tensor]:
+        """`distributions` where the network's scores are known."""
+        network_BV = scores_BV.softmax(dim=1)
         held_BV = _held_items(batch, self.n_items)
         yield network_BV
         yield _normalised(network_BV.masked_fill(held_BV, 0))

@@ -97,7 +97,8 @@ class FusionRanker:
         torch.set_num_threads(1)
         bundle = Bundle(location, version)
         manifest = bundle.manifest
-        self._ranker = Ranker(bundle.model(), manifest.n_items, manifest.localised_items, index)
+        model, memory = bundle.model(), bundle.memory()
+        self._ranker = Ranker(model, manifest.n_items, manifest.localised_items, index, memory)
 
     @serve.batch(**BATCH)
     async def rank(self, queries: list[RankQuery]) -> list[Ranking]:

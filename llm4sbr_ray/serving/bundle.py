@@ -28,12 +28,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
-from llm4sbr_ray.config import ModelConfig, Neighbours
+from llm4sbr_ray.config import MemoryConfig, ModelConfig, Neighbours
 from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.base import Recommender
 from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.memory import MemoryRecommender
 from llm4sbr_ray.serving.cache import KEY_BYTES, CachedIntents, session_key
 from llm4sbr_ray.serving.catalogue import Catalogue
+from llm4sbr_ray.training.load import DESCRIPTION
 
 FORMAT = 1  # raised with every change that an older or newer service cannot read
 MAX_INTENTS = 50_000  # sessions that the cache starts with
@@ -66,6 +69,8 @@ class Manifest(_Record):
     settings: ModelConfig
     perspectives: tuple[PerspectiveRecord, ...]
     localised_items: int  # R
+    memory: MemoryConfig | None = None  # of a +memory model: its parts, and their settings
+    neighbours: Neighbours | None = None
     files: dict[str, FileRecord]
 
     def content_hash(self) -> str:
@@ -121,12 +126,30 @@ class Bundle:
         return content
 
     def model(self) -> LLM4SBR:
-        """The model in eval mode, on the CPU."""
+        """The model in eval mode, on the CPU; of a +memory model the network."""
+        model = self._recommender()
+        network = model.network if isinstance(model, MemoryRecommender) else model
+        assert isinstance(network, LLM4SBR)  # `export` takes no other
+        return network
+
+    def memory(self) -> MemoryRecommender | None:
+        """The mixture of a +memory model."""
+        model = self._recommender() if has_memory(self.manifest.model) else None
+        return model if isinstance(model, MemoryRecommender) else None
+
+    def _recommender(self) -> Recommender:
         manifest = self.manifest
         item_text_VE = load_tensors(self.read(TEXT))["item_text_VE"]
         anchors = [p.anchor for p in manifest.perspectives]
-        model = build_model(manifest.model, manifest.n_items, manifest.settings, Neighbours(), anchors, item_text_VE)
-        assert isinstance(model, LLM4SBR)  # `export` takes no other
+        model = build_model(
+            manifest.model,
+            manifest.n_items,
+            manifest.settings,
+            manifest.neighbours or Neighbours(),
+            anchors,
+            item_text_VE,
+            manifest.memory,
+        )
         model.load_state_dict(load_tensors(self.read(MODEL)))
         return model.eval()
 
@@ -163,8 +186,8 @@ def load_bundle(location: str) -> Bundle:
 def export(run: Run) -> bool:
     """Stage "export": write the bundle of `config.export.model`, by its first seed.
 
-    Without a setting the first "+llm4sbr" model of the run is taken; a run that has none writes no bundle
-    and says so.
+    Without a setting the first "+llm4sbr" model of the run is taken, one with a memory before one without; a run that
+    has none writes no bundle and says so.
 
     Returns
     -------
@@ -176,15 +199,15 @@ def export(run: Run) -> bool:
     UserError
         `export.model` is not an LLM4SBR model that the run trains.
     """
-    trained = [name for name in run.config.train.models if is_llm4sbr(name) and not has_memory(name)]
+    trained = sorted(filter(is_llm4sbr, run.config.train.models), key=has_memory, reverse=True)
     name = run.config.export.model
     if name is None and not trained:
-        print("[export] no model of the run ends in +llm4sbr, without memory: no bundle", flush=True)
+        print("[export] no model of the run is a +llm4sbr model: no bundle", flush=True)
         return False
     if name is not None and name not in trained:
         raise UserError(
-            f"export.model: {name!r} cannot be served, it must be one of the +llm4sbr models of train.models, without "
-            f"memory ({', '.join(trained) or 'there is none'})"
+            f"export.model: {name!r} cannot be served, it must be one of the +llm4sbr models in train.models "
+            f"({', '.join(trained) or 'there is none'})"
         )
     chosen = name or trained[0]
     weights = f"train/{chosen}/seed-{run.config.train.seeds[0]}"
@@ -200,6 +223,7 @@ def export(run: Run) -> bool:
 
 def _write(stage: Stage, model: str, weights: str) -> Facts:
     run = stage.run
+    trained = run.read_json(weights, DESCRIPTION)
     intents = _recent_intents(run)
     manifest = write_bundle(
         stage.store.below("bundle"),
@@ -209,9 +233,11 @@ def _write(stage: Stage, model: str, weights: str) -> Facts:
         intents=intents,
         run=run.config.name,
         model=model,
-        settings=run.config.model,
+        settings=ModelConfig(**trained["model"]),
         perspectives=tuple(PerspectiveRecord(name=v.name, anchor=v.anchor) for v in run.config.perspectives.views),
         localised_items=run.config.text.localised_items,
+        memory=MemoryConfig(**trained["memory"]) if has_memory(model) else None,
+        neighbours=Neighbours(**trained["neighbours"]) if has_memory(model) else None,
     )
     return {"rows": intents.num_rows, "model": model, "version": manifest.version}
 
@@ -228,6 +254,8 @@ def write_bundle(
     settings: ModelConfig,
     perspectives: tuple[PerspectiveRecord, ...],
     localised_items: int,
+    memory: MemoryConfig | None = None,
+    neighbours: Neighbours | None = None,
 ) -> Manifest:
     """Write a bundle and check that it loads.
 
@@ -243,7 +271,7 @@ def write_bundle(
         Columns `item_idx`, `item_id`, `title`, `train_count`; row j is item j.
     intents
         Columns `key` (`cache.session_key`), `intent_items` and `intent_weights` (P * R values a row), `grounded` (P).
-    run, model, settings, perspectives, localised_items
+    run, model, settings, perspectives, localised_items, memory, neighbours
         As in `Manifest`.
     """
     out.write_bytes(weights, MODEL)
@@ -259,6 +287,8 @@ def write_bundle(
         settings=settings,
         perspectives=perspectives,
         localised_items=localised_items,
+        memory=memory,
+        neighbours=neighbours,
         files={name: _record(out.read_bytes(name)) for name in (MODEL, TEXT, ITEMS, INTENTS)},
     )
     manifest = unversioned.model_copy(update={"version": unversioned.content_hash()})

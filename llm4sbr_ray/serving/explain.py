@@ -1,7 +1,7 @@
 """Rankings to answers: titles, and for each recommended item the reason in numbers and in one sentence.
 
-A score is a sum over perspectives (see `models.fusion`), so its split is the model's own arithmetic, no
-second guess.
+A score is a sum over perspectives (see `models.fusion`) and the memory (`models.memory`), so its split is the model's
+own arithmetic, no second guess.
 """
 
 from __future__ import annotations
@@ -11,24 +11,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llm4sbr_ray.serving.catalogue import Catalogue
-from llm4sbr_ray.serving.ranker import Ranking, Reasons
+from llm4sbr_ray.serving.ranker import Ranking, Reasons, shares
 
 EXAMPLES = 2  # titles named in a sentence
 EXAMPLE_CHARS = 60  # of each
 READABLE = {"long-term": "long-term taste", "short-term": "current need"}
-
-
-def shares(contribution_kP: NDArray[np.float32]) -> NDArray[np.float64]:
-    """|contribution| of each perspective over their sum, row by row; even shares where all are 0."""
-    size_kP = np.abs(contribution_kP.astype(np.float64))
-    total_k1 = size_kP.sum(-1, keepdims=True)
-    if not total_k1.all():
-        size_kP, total_k1 = size_kP + (total_k1 == 0), np.where(total_k1 == 0, size_kP.shape[-1], total_k1)
-    share_kP: NDArray[np.float64] = size_kP / total_k1
-    return share_kP
 
 
 def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]]:
@@ -73,17 +62,23 @@ def _explanations(
             strict=True,
         )
     ]
-    share_kP = shares(reasons.contribution_kP).tolist()
-    explanations: list[dict[str, Any] | None] = []
-    for item, contribution_P, share_P in zip(items, reasons.contribution_kP.tolist(), share_kP, strict=True):
-        leader = contribution_P.index(max(contribution_P))  # the one that speaks loudest for the item, not against it
-        alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
+    parts_kC = reasons.contribution_kP  # the perspectives, then the memory
+    if reasons.memory_k is not None:
+        parts_kC = np.column_stack([parts_kC, reasons.memory_k])
+    P, explanations = len(perspectives), list[dict[str, Any] | None]()
+    for item, contribution_C, share_C in zip(items, parts_kC.tolist(), shares(parts_kC).tolist(), strict=True):
         details = [
             said | {"contribution": contribution, "share": share}
-            for said, contribution, share in zip(constant, contribution_P, share_P, strict=True)
+            for said, contribution, share in zip(constant, contribution_C[:P], share_C[:P], strict=True)
         ]
-        text = sentence(perspectives[leader], share_P[leader], alike)
-        explanations.append({"text": text, "perspectives": details})
+        remembered = [{"contribution": c, "share": s} for c, s in zip(contribution_C[P:], share_C[P:], strict=True)]
+        leader = contribution_C.index(max(contribution_C))  # what speaks loudest for the item, not against it
+        if leader == P:
+            text = memory_sentence(share_C[P])
+        else:
+            alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
+            text = sentence(perspectives[leader], share_C[leader], alike)
+        explanations.append({"text": text, "perspectives": details, "memory": next(iter(remembered), None)})
     return explanations
 
 
@@ -100,7 +95,11 @@ def popular(catalogue: Catalogue, k: int, blocked: Collection[int] = ()) -> list
     text = "Popular with all visitors: nothing is known of this session yet."
     return [
         _item(catalogue, j)
-        | {"score": float(catalogue.train_count_V[j]), "boost": 0.0, "explanation": {"text": text, "perspectives": []}}
+        | {
+            "score": float(catalogue.train_count_V[j]),
+            "boost": 0.0,
+            "explanation": {"text": text, "perspectives": [], "memory": None},
+        }
         for j in islice((j for j in catalogue.popular_V.tolist() if j not in blocked), k)
     ]
 
@@ -121,6 +120,13 @@ def sentence(perspective: str, share: float, alike: Sequence[str]) -> str:
     different = list(dict.fromkeys(alike))[:EXAMPLES]
     examples = f": like {', '.join(map(_shortened, different))}" if different else ""
     return f"{'Mostly' if share >= 0.5 else 'Partly'} because of {reason} ({share:.0%}){examples}."
+
+
+def memory_sentence(share: float) -> str:
+    """E.g. "Mostly because visitors with such clicks often went on to it (71%)." """
+    return (
+        f"{'Mostly' if share >= 0.5 else 'Partly'} because visitors with such clicks often went on to it ({share:.0%})."
+    )
 
 
 def _shortened(label: str) -> str:

@@ -69,7 +69,7 @@ class Composed:
             _timed(self._parts["encoder"].encode.remote(sent)),
             _timed(self._parts["cache"].lookup.remote(sent)),
         )
-        query = RankQuery(vectors, intents, *wanted[1:])
+        query = RankQuery(vectors, intents, *wanted[1:], items=wanted.items)
         ranking, timings["rank"] = await _timed(self._parts["ranker"].rank.remote(query))
         return Ranked(ranking, None if intents is None else intents.clicks, timings)
 
@@ -84,7 +84,7 @@ class Fused:
         torch.set_num_threads(1)  # replicas share the machine's cores; one small session gains nothing from two
         model, manifest = bundle.model(), bundle.manifest
         self._encoder = SessionEncoder(model, manifest.n_items)
-        self._ranker = Ranker(model, manifest.n_items, manifest.localised_items, index)
+        self._ranker = Ranker(model, manifest.n_items, manifest.localised_items, index, bundle.memory())
         self._cache = IntentCache(cache_capacity, stale_clicks)
         for key, intents in bundle.intents():
             self._cache.put(key, intents)
@@ -106,7 +106,7 @@ class Fused:
         found = time.perf_counter()
         rankings = self._ranker.rank(
             [
-                RankQuery(vector, known, *wanted[1:])
+                RankQuery(vector, known, *wanted[1:], items=wanted.items)
                 for vector, known, wanted in zip(vectors, intents, queries, strict=True)
             ]
         )

@@ -12,11 +12,14 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llm4sbr_ray.models.base import Intents, SessionVectors
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.base import Intents, SessionVectors, pad_sessions
 from llm4sbr_ray.models.fusion import Fused
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.memory import MemoryRecommender
 from llm4sbr_ray.serving.cache import CachedIntents
 from llm4sbr_ray.serving.nearest import IndexKind, build_search
+from llm4sbr_ray.serving.scores import Mixture, Products, Scores, Split
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,17 @@ class RankQuery:
     compare: bool = False  # also rank without the perspectives
     boosts: Sequence[tuple[int, float]] = ()  # items, each once, and what is added to their scores
     explain: bool = True
+    items: Sequence[int] = ()  # of the session, in click order: what a memory reads
 
 
 @dataclass(frozen=True)
 class Reasons:
-    """What each perspective did for the ranked items."""
+    """What each perspective, and the memory, did for the ranked items."""
 
-    contribution_kP: NDArray[np.float32]  # part_p . v_j; sums over P to the score without the boost
+    # part_p . v_j, summing over P to the score without the boost. With a memory, scores are probabilities: each
+    # perspective's share in the network's part of it (by |part_p . v_j|), summing with memory_k to the score.
+    contribution_kP: NDArray[np.float32]
+    memory_k: NDArray[np.float32] | None  # None: there is no memory
     gate_P: NDArray[np.float32]
     predicted_P: NDArray[np.bool_]  # True: by the intent predictor; False: from the LLM's answer
     shown_PR: NDArray[np.int64]  # items that show what the perspective is about, strongest first
@@ -75,10 +82,26 @@ class Ranker:
         R, items shown for a perspective; at most V.
     index
         How the catalogue is searched: by whole products, or by a quantised index whose shortlist is scored exactly.
+    memory
+        The mixture that `model` is the network of, if it is one.
+
+    Raises
+    ------
+    UserError
+        A memory with a quantised index: a mixture needs the network's scores of the whole catalogue.
     """
 
-    def __init__(self, model: LLM4SBR, n_items: int, localised: int, index: IndexKind = "exact") -> None:
-        self._model, self._n_items, self._R = model, n_items, localised
+    def __init__(
+        self,
+        model: LLM4SBR,
+        n_items: int,
+        localised: int,
+        index: IndexKind = "exact",
+        memory: MemoryRecommender | None = None,
+    ) -> None:
+        if memory is not None and index != "exact":
+            raise UserError(f"index {index!r}: a +memory model scores the whole catalogue: set index to 'exact'")
+        self._model, self._n_items, self._R, self._memory = model, n_items, localised, memory
         self._item_VD = model.backbone.item_vectors()
         with torch.inference_mode():
             # V x E x D operations: once, not in each request
@@ -91,21 +114,35 @@ class Ranker:
         intents = self._intents(queries)
         z_BPD = self._model.intent_vectors(vectors, intents)
         fused = self._model.fuse(vectors, z_BPD)
-        best = self._ranked(fused.session_BD, queries)
+        scores = self._scores(fused.session_BD, queries)
+        best = _ranked(scores, queries, self._n_items)
         reasons, alone = dict[int, Reasons](), dict[int, Best]()
         if explained := [row for row, query in enumerate(queries) if query.explain]:
-            reasons = self._reasons(explained, [best[row].item_k for row in explained], intents, fused, z_BPD)
+            reasons = self._reasons(explained, [best[row].item_k for row in explained], intents, fused, z_BPD, scores)
         if compared := [row for row, query in enumerate(queries) if query.compare]:
             without = self._model.fuse(vectors, torch.zeros_like(z_BPD))  # all perspectives at zero
-            ranked = self._ranked(without.session_BD[compared], [queries[row] for row in compared])
+            asked = [queries[row] for row in compared]
+            ranked = _ranked(self._scores(without.session_BD[compared], asked), asked, self._n_items)
             alone = dict(zip(compared, ranked, strict=True))
         return [
             Ranking(*found, reasons=reasons.get(row), clicks_alone=alone[row][:2] if row in alone else None)
             for row, found in enumerate(best)
         ]
 
+    def _scores(self, session_BD: Tensor, queries: Sequence[RankQuery]) -> Scores:
+        if self._memory is None:
+            return Products(self._best, self._item_VD, session_BD)
+        batch = pad_sessions([list(query.items) for query in queries], self._n_items, self._model.config.max_length)
+        return Mixture(self._memory, session_BD @ self._item_VD.T, batch)
+
     def _reasons(
-        self, rows: list[int], items: list[NDArray[np.int64]], intents: Intents | None, fused: Fused, z_BPD: Tensor
+        self,
+        rows: list[int],
+        items: list[NDArray[np.int64]],
+        intents: Intents | None,
+        fused: Fused,
+        z_BPD: Tensor,
+        scores: Scores,
     ) -> dict[int, Reasons]:
         """Reasons of some rows of a batch, whose items are given."""
         z_BPD, gate_BP = z_BPD[rows], fused.gate_BP[rows].numpy()
@@ -116,35 +153,17 @@ class Ranker:
         predicted_BP = np.ones(z_BPD.shape[:2], dtype=bool) if intents is None else ~intents.grounded_BP.numpy()
         shown_BPR, weight_BPR = (shown.numpy() for shown in self._shown_items(intents, z_BPD))
         return {
-            row: Reasons(contribution_kP[: len(item_k)], gate_P, predicted_P, shown_PR, weight_PR)
+            row: Reasons(
+                *_shared_out(contribution_kP[: len(item_k)], scores.split(row, item_k)),
+                gate_P,
+                predicted_P,
+                shown_PR,
+                weight_PR,
+            )
             for row, item_k, contribution_kP, gate_P, predicted_P, shown_PR, weight_PR in zip(
                 rows, items, contribution_BkP, gate_BP, predicted_BP, shown_BPR, weight_BPR, strict=True
             )
         }
-
-    def _ranked(self, session_BD: Tensor, queries: Sequence[RankQuery]) -> list[Best]:
-        """Each query's best items that it does not exclude."""
-        asked = max(query.k + len(query.excluded) + len(query.boosts) for query in queries)
-        score_Bn, item_Bn = (found.numpy() for found in self._best(session_BD, min(asked, self._n_items)))
-        answers = []
-        for session_D, query, score_n, item_n in zip(session_BD, queries, score_Bn, item_Bn, strict=True):
-            left_out = {*query.excluded, *(item for item, _ in query.boosts)}
-            kept = [place for place, item in enumerate(item_n.tolist()) if item not in left_out][: query.k]
-            best = Best(item_n[kept], score_n[kept], np.zeros(len(kept), dtype=np.float32))
-            answers.append(self._with_boosts(best, session_D, query) if query.boosts else best)
-        return answers
-
-    def _with_boosts(self, best: Best, session_D: Tensor, query: RankQuery) -> Best:
-        """The boosted items among the best of all others."""
-        excluded = set(query.excluded)
-        boosts = [(item, boost) for item, boost in query.boosts if item not in excluded]
-        item_b = np.array([item for item, _ in boosts], dtype=np.int64)
-        boost_b = np.array([boost for _, boost in boosts], dtype=np.float32)
-        score_b = (self._item_VD[torch.from_numpy(item_b)] @ session_D).numpy() + boost_b
-        item_n, score_n = np.concatenate([best.item_k, item_b]), np.concatenate([best.score_k, score_b])
-        boost_n = np.concatenate([best.boost_k, boost_b])
-        order_k = np.lexsort((item_n, -score_n))[: query.k]
-        return Best(item_n[order_k], score_n[order_k], boost_n[order_k])
 
     def check(self) -> None:
         """Rank for a probe.
@@ -155,7 +174,7 @@ class Ranker:
             Scores are not finite: the weights are broken.
         """
         probe = np.zeros((3, self._model.config.width), dtype=np.float32)
-        ranking = self.rank([RankQuery(probe, None, [], 1)])[0]
+        ranking = self.rank([RankQuery(probe, None, [], 1, items=[0])])[0]
         finite = [np.isfinite(ranking.score_k).all(), ranking.reasons and np.isfinite(ranking.reasons.gate_P).all()]
         if not all(finite):
             raise RuntimeError("fusion ranker: scores are not finite")
@@ -192,3 +211,48 @@ class Ranker:
         cosine_NR, item_NR = self._near(F.normalize(z_ND, dim=1), self._R)
         weight_NR = cosine_NR.clamp_min(0)
         return item_NR, weight_NR / weight_NR.sum(1, keepdim=True).clamp_min(1e-9)
+
+
+def _ranked(scores: Scores, queries: Sequence[RankQuery], n_items: int) -> list[Best]:
+    """Each query's best items that it does not exclude."""
+    asked = max(query.k + len(query.excluded) + len(query.boosts) for query in queries)
+    score_Bn, item_Bn = (found.numpy() for found in scores.best(min(asked, n_items)))
+    answers = []
+    for row, (query, score_n, item_n) in enumerate(zip(queries, score_Bn, item_Bn, strict=True)):
+        left_out = {*query.excluded, *(item for item, _ in query.boosts)}
+        kept = [place for place, item in enumerate(item_n.tolist()) if item not in left_out][: query.k]
+        best = Best(item_n[kept], score_n[kept], np.zeros(len(kept), dtype=np.float32))
+        answers.append(_with_boosts(best, scores, row, query) if query.boosts else best)
+    return answers
+
+
+def _with_boosts(best: Best, scores: Scores, row: int, query: RankQuery) -> Best:
+    """The boosted items among the best of all others."""
+    excluded = set(query.excluded)
+    boosts = [(item, boost) for item, boost in query.boosts if item not in excluded]
+    item_b = np.array([item for item, _ in boosts], dtype=np.int64)
+    boost_b = np.array([boost for _, boost in boosts], dtype=np.float32)
+    item_n = np.concatenate([best.item_k, item_b])
+    score_n = np.concatenate([best.score_k, scores.of(row, item_b) + boost_b])
+    boost_n = np.concatenate([best.boost_k, boost_b])
+    order_k = np.lexsort((item_n, -score_n))[: query.k]
+    return Best(item_n[order_k], score_n[order_k], boost_n[order_k])
+
+
+def _shared_out(
+    contribution_kP: NDArray[np.float32], split: Split | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The network's part of a probability shared out among the perspectives by what each adds to its score."""
+    if split is None:
+        return contribution_kP, None
+    return (shares(contribution_kP) * split.network_k[:, None]).astype(np.float32), split.memory_k
+
+
+def shares(contribution_kP: NDArray[np.float32]) -> NDArray[np.float64]:
+    """|contribution| of each perspective over their sum, row by row; even shares where all are 0."""
+    size_kP = np.abs(contribution_kP.astype(np.float64))
+    total_k1 = size_kP.sum(-1, keepdims=True)
+    if not total_k1.all():
+        size_kP, total_k1 = size_kP + (total_k1 == 0), np.where(total_k1 == 0, size_kP.shape[-1], total_k1)
+    share_kP: NDArray[np.float64] = size_kP / total_k1
+    return share_kP

@@ -62,16 +62,24 @@ class PerspectiveShare(_Message):
     name: str
     source: Literal["llm", "predicted"]  # from the LLM's answer for this session, or by the intent predictor
     gate: float  # alpha_p of the fusion rule
-    contribution: (
-        float  # part_p . v_j: the contributions of all perspectives add up to the item's score without its boost
-    )
+    contribution: float  # part_p . v_j, or of a +memory model its share in the network's part of the probability
     share: float  # |contribution| over the sum of all |contribution|
     localised_items: list[LocalisedItem]
 
 
+class MemoryShare(_Message):
+    """What followed such clicks in the train sessions."""
+
+    contribution: float
+    share: float
+
+
 class Explanation(_Message):
+    """All contributions, the memory's too, add up to the item's score without its boost; all shares to 1."""
+
     text: str  # one sentence for people
     perspectives: list[PerspectiveShare]
+    memory: MemoryShare | None  # None: the model has no memory
 
 
 class Recommendation(_Message):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
 from serving_run import MODEL, V, planted_model, planted_run, run_config, samples_table, text_table
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage
@@ -20,6 +19,7 @@ from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving import bundle as bundle_module
 from llm4sbr_ray.serving.bundle import Bundle, export, load_bundle
 from llm4sbr_ray.serving.cache import session_key
+from llm4sbr_ray.training.load import save_model
 
 FILES = ["model.safetensors", "item_text.safetensors", "items.parquet", "intents.parquet"]
 
@@ -56,7 +56,7 @@ def test_a_graph_of_the_train_sessions_comes_back(tmp_path: Path, name: str) -> 
     folder = f"train/{name}/seed-0"
 
     def train(stage: Stage) -> Facts:
-        stage.store.write_bytes(save(dict(model.state_dict())), folder, "model.safetensors")
+        save_model(stage.store, run.config, name, 0, V, model.state_dict(), [], best_epoch=1)
         return {"rows": 1}
 
     run.stage(folder, outputs=[folder], settings={}, body=train, after=["intents"])

@@ -17,8 +17,8 @@ from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving.cache import CachedIntents
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.encoder import SessionEncoder
-from llm4sbr_ray.serving.explain import popular, recommendations, sentence, shares
-from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery, Reasons
+from llm4sbr_ray.serving.explain import popular, recommendations, sentence
+from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery, Reasons, shares
 from llm4sbr_ray.serving.types import Recommendation
 
 NAMES = ["long-term", "short-term"]
