@@ -1,0 +1,115 @@
+"""A +memory model served: the offline scores, from the bundle, and explanations that add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from serving_run import MODEL, V, items_table, planted_model, planted_run, samples_table, text_table
+
+from llm4sbr_ray.artifacts import Run, Stage
+from llm4sbr_ray.config import MemoryConfig
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.base import pad_sessions
+from llm4sbr_ray.models.build import build_model
+from llm4sbr_ray.models.memory import MemoryRecommender
+from llm4sbr_ray.serving.bundle import Bundle, export
+from llm4sbr_ray.serving.catalogue import Catalogue
+from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.explain import memory_sentence, recommendations
+from llm4sbr_ray.serving.ranker import Ranker, RankQuery
+from llm4sbr_ray.serving.types import Recommendation
+from llm4sbr_ray.training.load import save_model
+
+NAME = MODEL + "+memory"
+MEMORY = MemoryConfig(parts=("rules", "stan"))
+
+
+def mixture(run: Run) -> MemoryRecommender:
+    """Random network, counts of the run's train sessions, some weight for everything."""
+    config = run.config
+    anchors = [view.anchor for view in config.perspectives.views]
+    model = build_model(NAME, V, config.model, config.neighbours, anchors, text_table(), MEMORY)
+    assert isinstance(model, MemoryRecommender)
+    model.network.load_state_dict(planted_model(config).state_dict())
+    sessions: list[list[int]] = samples_table(1, 40)["items"].to_pylist()
+    offsets = torch.tensor([0, *map(len, sessions)]).cumsum(0)
+    model.fit_counts(torch.tensor([item for session in sessions for item in session]), offsets)
+    model.weight_C.copy_(torch.tensor([0.1, 0.2, 0.4, 0.3]))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, MemoryRecommender]:
+    changes = {"train": {"models": (MODEL, NAME), "seeds": (0,)}, "memory": {"parts": MEMORY.parts}}
+    run = planted_run(tmp_path_factory.mktemp("run"), **changes)
+    model = mixture(run)
+    name = f"train/{NAME}/seed-0"
+
+    def train(stage: Stage) -> dict[str, int]:
+        save_model(stage.store, run.config, NAME, 0, V, model.state_dict(), [], best_epoch=1)
+        return {"rows": 1}
+
+    run.stage(name, outputs=[name], settings={}, body=train, after=["intents"])
+    export(run)  # takes the one with a memory
+    return Bundle(run.uri("bundle")), model
+
+
+SESSIONS: list[list[int]] = samples_table(3, 20)["items"].to_pylist()
+
+
+def test_served_ranking_is_the_offline_one_and_its_reasons_add_up(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+    opened, offline = bundle
+    assert opened.manifest.model == NAME
+    network = opened.model()
+    ranker = Ranker(network, V, opened.manifest.localised_items, memory=opened.memory())
+    ranker.check()
+    vectors = SessionEncoder(network, V).encode(SESSIONS)
+    asked = [RankQuery(v, None, [], 10, compare=True, items=s) for v, s in zip(vectors, SESSIONS, strict=True)]
+    with torch.inference_mode():
+        scores_BV = offline.score(pad_sessions(SESSIONS, V, network.config.max_length)).numpy()
+    catalogue = Catalogue(items_table())
+    led = set()
+    for ranking, scores_V in zip(ranker.rank(asked), scores_BV, strict=True):
+        np.testing.assert_allclose(ranking.score_k, np.sort(scores_V)[::-1][:10], rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(ranking.score_k, scores_V[ranking.item_k], rtol=1e-5, atol=1e-8)
+        assert ranking.clicks_alone is not None
+        for answer in map(
+            Recommendation.model_validate, recommendations(ranking, ["long-term", "short-term"], catalogue)
+        ):
+            reasons = answer.explanation
+            assert reasons is not None
+            assert reasons.memory is not None
+            parts = [*reasons.perspectives, reasons.memory]
+            assert sum(part.contribution for part in parts) == pytest.approx(answer.score, rel=1e-4)
+            assert sum(part.share for part in parts) == pytest.approx(1)
+            remembered = reasons.memory.share == max(part.share for part in parts)
+            assert (reasons.text == memory_sentence(reasons.memory.share)) == remembered
+            led.add(remembered)
+    assert led == {True, False}
+
+
+def test_a_boost_is_added_to_the_probability(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+    opened, offline = bundle
+    network, session = opened.model(), SESSIONS[0]
+    ranker = Ranker(network, V, 3, memory=opened.memory())
+    query = RankQuery(SessionEncoder(network, V).encode([session])[0], None, [], 5, boosts=[(9, 2.0)], items=session)
+    ranking = ranker.rank([query])[0]
+    with torch.inference_mode():
+        score = float(offline.score(pad_sessions([session], V, network.config.max_length))[0, 9])
+    assert ranking.item_k[0] == 9
+    assert ranking.score_k[0] == pytest.approx(score + 2)
+
+
+def test_a_quantised_index_is_refused(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+    opened, _ = bundle
+    with pytest.raises(UserError, match="set index to 'exact'"):
+        Ranker(opened.model(), V, 3, "pq", opened.memory())
+
+
+def test_a_bundle_without_memory_has_none(tmp_path: Path) -> None:
+    run = planted_run(tmp_path)
+    export(run)
+    assert Bundle(run.uri("bundle")).memory() is None
