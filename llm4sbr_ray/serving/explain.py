@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.ranker import Ranking, Reasons
 
+CLICKS = 3  # named for a recommended item
 EXAMPLES = 2  # titles named in a sentence
 EXAMPLE_CHARS = 60  # of each
 READABLE = {"long-term": "long-term taste", "short-term": "current need"}
@@ -31,12 +32,20 @@ def shares(contribution_kP: NDArray[np.float32]) -> NDArray[np.float64]:
     return share_kP
 
 
-def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]]:
-    """The ranked items as plain values, in the form of `types.Recommendation`."""
+def recommendations(
+    ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue, clicked: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """The ranked items as plain values, in the form of `types.Recommendation`.
+
+    `clicked` are the items that the columns of the ranking's `effect_kN` are about.
+    """
     if ranking.reasons is None:
-        explanations: list[dict[str, Any] | None] = [None] * len(ranking.item_k)
+        explanations: list[Any] = [None] * len(ranking.item_k)
     else:
         explanations = _explanations(ranking.item_k.tolist(), ranking.reasons, perspectives, catalogue)
+        if ranking.reasons.effect_kN is not None:
+            for explanation, effect_N in zip(explanations, ranking.reasons.effect_kN.tolist(), strict=True):
+                explanation["clicks"] = _strongest(clicked, effect_N, catalogue)
     return [
         {
             "item_id": catalogue.item_ids[item],
@@ -53,7 +62,7 @@ def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Ca
 
 def _explanations(
     items: list[int], reasons: Reasons, perspectives: Sequence[str], catalogue: Catalogue
-) -> list[dict[str, Any] | None]:
+) -> list[dict[str, Any]]:
     shown_PR = reasons.shown_PR.tolist()
     constant = [  # what a perspective says of every item alike
         {
@@ -74,7 +83,7 @@ def _explanations(
         )
     ]
     share_kP = shares(reasons.contribution_kP).tolist()
-    explanations: list[dict[str, Any] | None] = []
+    explanations: list[dict[str, Any]] = []
     for item, contribution_P, share_P in zip(items, reasons.contribution_kP.tolist(), share_kP, strict=True):
         leader = contribution_P.index(max(contribution_P))  # the one that speaks loudest for the item, not against it
         alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
@@ -83,8 +92,13 @@ def _explanations(
             for said, contribution, share in zip(constant, contribution_P, share_P, strict=True)
         ]
         text = sentence(perspectives[leader], share_P[leader], alike)
-        explanations.append({"text": text, "perspectives": details})
+        explanations.append({"text": text, "perspectives": details, "clicks": None})
     return explanations
+
+
+def _strongest(clicked: Sequence[int], effect_N: Sequence[float], catalogue: Catalogue) -> list[dict[str, Any]]:
+    pairs = sorted(zip(clicked, effect_N, strict=True), key=lambda pair: -pair[1])[:CLICKS]
+    return [_item(catalogue, item) | {"effect": effect} for item, effect in pairs]
 
 
 def clicks_alone(ranking: Ranking, catalogue: Catalogue) -> list[dict[str, Any]] | None:
@@ -100,7 +114,11 @@ def popular(catalogue: Catalogue, k: int, blocked: Collection[int] = ()) -> list
     text = "Popular with all visitors: nothing is known of this session yet."
     return [
         _item(catalogue, j)
-        | {"score": float(catalogue.train_count_V[j]), "boost": 0.0, "explanation": {"text": text, "perspectives": []}}
+        | {
+            "score": float(catalogue.train_count_V[j]),
+            "boost": 0.0,
+            "explanation": {"text": text, "perspectives": [], "clicks": None},
+        }
         for j in islice((j for j in catalogue.popular_V.tolist() if j not in blocked), k)
     ]
 

@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.explain import clicks_alone, popular, recommendations
-from llm4sbr_ray.serving.graph import Composed, Fused, Graph, Wanted, milliseconds
+from llm4sbr_ray.serving.graph import Composed, Fused, Graph, OtherVersion, Wanted, clicked_items, milliseconds
 from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
 
@@ -91,7 +91,7 @@ class Ingress:
         bundle = Bundle(location, version)
         self._manifest, self._catalogue = bundle.manifest, bundle.catalogue()
         self._perspectives = [p.name for p in bundle.manifest.perspectives]
-        self._graph: Graph = Fused(bundle, *alone) if parts is None else Composed(**parts)
+        self._graph: Graph = Fused(bundle, *alone) if parts is None else Composed(version, **parts)
         self._page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
 
     @api.post(
@@ -102,7 +102,7 @@ class Ingress:
             401: {"description": "The service asks for a key and the request does not bring it"},
             413: {"description": "The body is too large"},
             422: {"description": "The body is no request: each entry of `detail` names a field"},
-            503: {"description": "Too many requests: come back after the seconds in Retry-After"},
+            503: {"description": "Too many requests, or an update: come back after the seconds in Retry-After"},
         },
         openapi_extra={
             "requestBody": {"content": {"application/json": {"schema": RecommendRequest.model_json_schema()}}}
@@ -117,8 +117,12 @@ class Ingress:
         llm_clicks = alone = None
         if known:
             excluded = sorted({*blocked, *known} if asked.exclude_seen else blocked)
-            ranked = await self._graph.rank(Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain))
-            found = recommendations(ranked.ranking, self._perspectives, self._catalogue)
+            wanted = Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain, asked.explain_clicks)
+            try:
+                ranked = await self._graph.rank(wanted)
+            except OtherVersion as error:
+                raise HTTPException(503, "a new version is being taken up", {"Retry-After": "1"}) from error
+            found = recommendations(ranked.ranking, self._perspectives, self._catalogue, clicked_items(wanted))
             alone = clicks_alone(ranked.ranking, self._catalogue)
             llm_clicks, timings = ranked.llm_clicks, ranked.timings_ms
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ class RankQuery:
     compare: bool = False  # also rank without the perspectives
     boosts: Sequence[tuple[int, float]] = ()  # items, each once, and what is added to their scores
     explain: bool = True
+    without_N3D: NDArray[np.float32] | None = None  # vectors of the session without one of N clicked items each
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Reasons:
     predicted_P: NDArray[np.bool_]  # True: by the intent predictor; False: from the LLM's answer
     shown_PR: NDArray[np.int64]  # items that show what the perspective is about, strongest first
     shown_weight_PR: NDArray[np.float32]
+    effect_kN: NDArray[np.float32] | None = None  # of each clicked item: the score less that without it
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ class Ranker:
         reasons, alone = dict[int, Reasons](), dict[int, Best]()
         if explained := [row for row, query in enumerate(queries) if query.explain]:
             reasons = self._reasons(explained, [best[row].item_k for row in explained], intents, fused, z_BPD)
+            for row in explained:
+                if queries[row].without_N3D is not None:
+                    effect_kN = self._click_effects(queries[row], best[row], fused.session_BD[row])
+                    reasons[row] = replace(reasons[row], effect_kN=effect_kN)
         if compared := [row for row, query in enumerate(queries) if query.compare]:
             without = self._model.fuse(vectors, torch.zeros_like(z_BPD))  # all perspectives at zero
             ranked = self._ranked(without.session_BD[compared], [queries[row] for row in compared])
@@ -121,6 +127,16 @@ class Ranker:
                 rows, items, contribution_BkP, gate_BP, predicted_BP, shown_BPR, weight_BPR, strict=True
             )
         }
+
+    def _click_effects(self, query: RankQuery, best: Best, session_D: Tensor) -> NDArray[np.float32]:
+        """k x N: how much lower each item would score without each clicked item, the LLM's intents kept as they are."""
+        vectors = SessionVectors(*torch.from_numpy(query.without_N3D).unbind(1))
+        intents = self._intents([query] * len(vectors.session_BD))
+        without_ND = self._model.fuse(vectors, self._model.intent_vectors(vectors, intents)).session_BD
+        effect_kN: NDArray[np.float32] = (
+            self._item_VD[torch.from_numpy(best.item_k)] @ (session_D - without_ND).T
+        ).numpy()
+        return effect_kN
 
     def _ranked(self, session_BD: Tensor, queries: Sequence[RankQuery]) -> list[Best]:
         """Each query's best items that it does not exclude."""
