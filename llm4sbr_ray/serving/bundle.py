@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
-from llm4sbr_ray.config import ModelConfig, Neighbours
+from llm4sbr_ray.config import ModelConfig, Neighbours, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
@@ -66,6 +66,7 @@ class Manifest(_Record):
     settings: ModelConfig
     perspectives: tuple[PerspectiveRecord, ...]
     localised_items: int  # R
+    text: Text | None = None  # the encoder of the text table, for new items; None: an export that did not name it yet
     files: dict[str, FileRecord]
 
     def content_hash(self) -> str:
@@ -212,6 +213,7 @@ def _write(stage: Stage, model: str, weights: str) -> Facts:
         settings=run.config.model,
         perspectives=tuple(PerspectiveRecord(name=v.name, anchor=v.anchor) for v in run.config.perspectives.views),
         localised_items=run.config.text.localised_items,
+        text=run.config.text,
     )
     return {"rows": intents.num_rows, "model": model, "version": manifest.version}
 
@@ -228,6 +230,7 @@ def write_bundle(
     settings: ModelConfig,
     perspectives: tuple[PerspectiveRecord, ...],
     localised_items: int,
+    text: Text | None = None,
 ) -> Manifest:
     """Write a bundle and check that it loads.
 
@@ -243,7 +246,7 @@ def write_bundle(
         Columns `item_idx`, `item_id`, `title`, `train_count`; row j is item j.
     intents
         Columns `key` (`cache.session_key`), `intent_items` and `intent_weights` (P * R values a row), `grounded` (P).
-    run, model, settings, perspectives, localised_items
+    run, model, settings, perspectives, localised_items, text
         As in `Manifest`.
     """
     out.write_bytes(weights, MODEL)
@@ -259,6 +262,7 @@ def write_bundle(
         settings=settings,
         perspectives=perspectives,
         localised_items=localised_items,
+        text=text,
         files={name: _record(out.read_bytes(name)) for name in (MODEL, TEXT, ITEMS, INTENTS)},
     )
     manifest = unversioned.model_copy(update={"version": unversioned.content_hash()})

@@ -23,6 +23,7 @@ from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
 from llm4sbr_ray.serving.nearest import IndexKind
+from llm4sbr_ray.serving.new_items import Placed
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
 
 # Requests that queue up while a batch is computed form the next one. Nobody waits for a batch to fill (Serve
@@ -117,12 +118,21 @@ class Fused:
 
     def __init__(self, bundle: Bundle, cache_capacity: int, stale_clicks: int, index: IndexKind = "exact") -> None:
         torch.set_num_threads(1)  # replicas share the machine's cores; one small session gains nothing from two
-        model, manifest = bundle.model(), bundle.manifest
-        self._encoder = SessionEncoder(model, manifest.n_items)
-        self._ranker = Ranker(model, manifest.n_items, manifest.localised_items, index)
+        self.model, manifest = bundle.model(), bundle.manifest
+        self._encoder = SessionEncoder(self.model, manifest.n_items)
+        self._ranker = Ranker(self.model, manifest.n_items, manifest.localised_items, index)
+        self._read_as: dict[int, int] = {}  # what the encoder reads in place of a new item
         self._cache = IntentCache(cache_capacity, stale_clicks)
         for key, intents in bundle.intents():
             self._cache.put(key, intents)
+
+    def with_items(self, placed: Placed, n_items: int) -> Fused:
+        """This graph with more items beside its `n_items`; what it was asked before it still answers by itself."""
+        more = Fused.__new__(Fused)
+        more.model, more._encoder, more._cache = self.model, self._encoder, self._cache
+        more._ranker = self._ranker.with_items(placed.vector_ND)
+        more._read_as = dict(enumerate(placed.nearest_N, start=n_items))
+        return more
 
     async def rank(self, wanted: Wanted) -> Ranked:
         ranked: Ranked = await self._rank_batch(wanted)
@@ -137,6 +147,9 @@ class Fused:
         began = time.perf_counter()
         left_N = [without_each(wanted) for wanted in queries]
         encode = [wanted.items for wanted in queries] + [session for left in left_N for session in left]
+        read_as = self._read_as
+        if read_as:
+            encode = [[read_as.get(item, item) for item in session] for session in encode]
         vectors = iter(self._encoder.encode(encode))
         whole = list(islice(vectors, len(queries)))
         encoded = time.perf_counter()

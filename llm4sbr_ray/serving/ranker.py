@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from llm4sbr_ray.models.base import Intents, SessionVectors
 from llm4sbr_ray.models.fusion import Fused
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving.cache import CachedIntents
-from llm4sbr_ray.serving.nearest import IndexKind, build_search
+from llm4sbr_ray.serving.nearest import Extended, IndexKind, build_search
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ class Ranker:
         with torch.inference_mode():
             # V x E x D operations: once, not in each request
             self._best, self._near = (build_search(t_VD, index) for t_VD in (self._item_VD, model.item_intents()))
+
+    @torch.inference_mode()
+    def with_items(self, vector_ND: Tensor) -> Ranker:
+        """This ranker with N more items, V..V+N-1; what perspectives are shown by stays as it is."""
+        more = copy.copy(self)
+        more._item_VD = torch.cat([self._item_VD, vector_ND])
+        more._best, more._n_items = Extended(self._best, self._n_items, vector_ND), self._n_items + len(vector_ND)
+        return more
 
     @torch.inference_mode()
     def rank(self, queries: Sequence[RankQuery]) -> list[Ranking]:
