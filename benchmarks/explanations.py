@@ -50,6 +50,7 @@ def deletion_test(bundle: Bundle, sessions: list[list[int]], top: int) -> dict[s
     falls: dict[str, list[float]] = {"named": [], "other": [], "last": []}
     ranks: dict[str, list[int]] = {"before": [], "named": [], "other": [], "last": []}
     misses: list[float] = []
+    stored: list[bool] = []  # whether the answer stood on an LLM's answer of the cache
     for start in range(0, len(sessions), BATCH):
         asked = [Wanted(items, [], top, explain_clicks=True) for items in sessions[start : start + BATCH]]
         for wanted, ranked in zip(asked, fused.rank_all(asked), strict=True):
@@ -66,6 +67,7 @@ def deletion_test(bundle: Bundle, sessions: list[list[int]], top: int) -> dict[s
                     "last": clicked[0],
                 }
                 ranks["before"].append(place + 1)
+                stored.append(ranked.llm_clicks is not None)
                 for name, left in left_out.items():
                     falls[name].append(float(ranking.score_k[place] - without[left][item]))
                     ranks[name].append(int((without[left] >= without[left][item]).sum()))
@@ -74,10 +76,16 @@ def deletion_test(bundle: Bundle, sessions: list[list[int]], top: int) -> dict[s
         "sessions": len(sessions),
         "recommended_items": len(wins),
         "named_falls_more_than_another": round(float(wins.mean()), 4),
+        "of_those_predicted_from_clicks": _mean(wins[~np.array(stored)]),
+        "of_those_with_a_stored_answer": _mean(wins[np.array(stored)]),
         **{f"score_falls_without_{name}": round(float(np.mean(values)), 4) for name, values in falls.items()},
         "median_rank": {name: float(np.median(values)) for name, values in ranks.items()},
         "contributions_miss_the_score_by_at_most": max(misses),
     }
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float | None:
+    return round(float(values.mean()), 4) if len(values) else None
 
 
 def all_scores(

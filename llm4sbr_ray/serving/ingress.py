@@ -126,7 +126,7 @@ class Ingress:
         if text is None:
             raise ValueError("new_items: the bundle does not name its text encoder: export it again")
         more = catalogue.with_items([(item.item_id, item.title) for item in items])
-        placed = place(encode_titles([item.title for item in items], text), graph.model, text)
+        placed = place(encode_titles([item.title for item in items], text), graph.model, catalogue.train_count_V)
         return Served(more, graph.with_items(placed, len(catalogue)))
 
     @api.post(

@@ -1,8 +1,8 @@
 """Items that have come since the bundle was exported: known by their titles alone, recommendable at once.
 
-Nobody has clicked them, so the model has no vector of theirs. They get the mean of the vectors of the R catalogue items
-whose texts are nearest, weighted as an LLM's answer is localised (ours); one that resembles nothing gets its projected
-text. A click on one is read as a click on the nearest.
+Nobody has clicked them, so the model has no vector of theirs. They get what a linear map makes of their text: the one
+that, by least squares, takes the texts of the clicked items to their trained vectors (attribute-to-feature mapping,
+Gantner et al., ICDM 2010). A click on a new item is read as one on the item whose text is nearest.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from llm4sbr_ray.config import Text
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
-from llm4sbr_ray.perspectives.localisation import FloatArray, localise
+from llm4sbr_ray.perspectives.localisation import FloatArray
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
 from llm4sbr_ray.serving.types import MAX_ID_CHARS
 
+RIDGE, MAX_WEIGHT = 1.0, 50
 MAX_NEW_ITEMS = 10_000  # beyond: export again
 
 
@@ -52,11 +55,16 @@ def encode_titles(titles: Sequence[str], text: Text) -> FloatArray:
 
 
 @torch.inference_mode()
-def place(title_NE: FloatArray, model: LLM4SBR, text: Text) -> Placed:
-    """Vectors of items that are known by the embedding of their title."""
-    found = localise(title_NE, model.item_text_VE.numpy(), text.localised_items, text.min_cosine)
-    neighbour_NRD = model.backbone.item_vectors()[torch.from_numpy(found.item_NR).long()]
-    mean_ND = (torch.from_numpy(found.weight_NR)[..., None] * neighbour_NRD).sum(1)
-    text_ND = model.text_projection(torch.from_numpy(title_NE))
-    vector_ND = torch.where(torch.from_numpy(found.grounded_N)[:, None], mean_ND, text_ND)
-    return Placed(vector_ND, found.item_NR[:, 0].tolist())
+def place(title_NE: FloatArray, model: LLM4SBR, clicks_V: NDArray[np.int32]) -> Placed:
+    """Vectors of items that are known by the embedding of their title.
+
+    An item counts in the map as often as it was clicked, at most `MAX_WEIGHT` times: few clicks tell little of its vector.
+    """
+    text_VE, title = model.item_text_VE, torch.from_numpy(title_NE)
+    with_one_VF = torch.cat([text_VE, torch.ones(len(text_VE), 1)], dim=1)
+    weight_V1 = torch.from_numpy(clicks_V).clamp_max(MAX_WEIGHT)[:, None] * text_VE.any(dim=1, keepdim=True)
+    weighted_VF = with_one_VF * weight_V1
+    gram_FF = weighted_VF.T @ with_one_VF + RIDGE * torch.eye(with_one_VF.shape[1])
+    map_FD = torch.linalg.solve(gram_FF, weighted_VF.T @ model.backbone.item_vectors())
+    vector_ND = torch.cat([title, torch.ones(len(title), 1)], dim=1) @ map_FD
+    return Placed(vector_ND, (title @ text_VE.T).argmax(dim=1).tolist())

@@ -10,37 +10,40 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from serving_run import E, R, V, items_table, planted_model, planted_run, run_config, samples_table, text_table
+from serving_run import E, V, items_table, planted_model, planted_run, run_config, samples_table, text_table
 
 from llm4sbr_ray.config import Text
 from llm4sbr_ray.serving.bundle import Bundle, export
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.graph import Fused, Wanted
 from llm4sbr_ray.serving.nearest import Exact, Extended
-from llm4sbr_ray.serving.new_items import IngressConfig, encode_titles, place
-
-TEXT = Text(localised_items=R, min_cosine=0.2)
+from llm4sbr_ray.serving.new_items import IngressConfig, Placed, encode_titles, place
 
 
-def test_a_vector_is_the_weighted_mean_of_the_nearest_items(tmp_path: Path) -> None:
+def test_vectors_are_those_of_a_weighted_least_squares_fit(tmp_path: Path) -> None:
     model, text_VE = planted_model(run_config(tmp_path)), text_table().double().numpy()
     rng = np.random.default_rng(0)
+    clicks_V = rng.integers(0, 90, size=V).astype(np.int32)
     title_NE = rng.normal(size=(8, E)).astype(np.float32)
     title_NE /= np.linalg.norm(title_NE, axis=1, keepdims=True)
-    title_NE[5] = 0  # an empty title resembles nothing
-    placed = place(title_NE, model, TEXT)
+    placed = place(title_NE, model, clicks_V)
     item_VD = model.backbone.item_vectors().double().detach().numpy()
+    rows, wanted = [], []
+    for j in range(V):
+        root = np.sqrt(min(clicks_V[j], 50) if text_VE[j].any() else 0)
+        rows.append(root * np.append(text_VE[j], 1))
+        wanted.append(root * item_VD[j])
+    rows += list(np.eye(E + 1))  # the ridge
+    wanted += [np.zeros(item_VD.shape[1])] * (E + 1)
+    fitted_FD = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
     for n, title_E in enumerate(title_NE.astype(np.float64)):
-        cosine_V = text_VE @ title_E
-        best = sorted(range(V), key=lambda j: (-cosine_V[j], j))[:R]
-        weights = [max(0.0, cosine_V[j]) for j in best]
-        if cosine_V[best[0]] >= TEXT.min_cosine:
-            expected = sum(w / sum(weights) * item_VD[j] for w, j in zip(weights, best, strict=True))
-            assert placed.nearest_N[n] == best[0]
-        else:
-            with torch.inference_mode():
-                expected = model.text_projection(torch.from_numpy(title_NE[n])).double().numpy()
-        np.testing.assert_allclose(placed.vector_ND[n].numpy(), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(placed.vector_ND[n].numpy(), np.append(title_E, 1) @ fitted_FD, rtol=1e-3, atol=1e-4)
+        assert placed.nearest_N[n] == int(np.argmax(text_VE @ title_E))
+
+
+def twins(fused: Fused, items: list[int]) -> Placed:
+    """New items that are others under a new name."""
+    return Placed(fused.model.backbone.item_vectors()[items].detach(), items)
 
 
 def test_new_items_are_ranked_by_their_vectors_among_the_others(tmp_path: Path) -> None:
@@ -49,16 +52,14 @@ def test_new_items_are_ranked_by_their_vectors_among_the_others(tmp_path: Path) 
     bundle, threads = Bundle(run.uri("bundle")), torch.get_num_threads()
     fused = Fused(bundle, 1000, 3)
     torch.set_num_threads(threads)
-    title_NE = text_table()[[10, 20, 30]].numpy()
-    placed = place(title_NE, fused.model, TEXT.model_copy(update={"localised_items": 1}))
-    more = fused.with_items(placed, V)
+    more = fused.with_items(twins(fused, [10, 20, 30]), V)
     for row in samples_table(3, 20).to_pylist():
         (before,), (after,) = (
             graph.rank_all([Wanted(row["items"], [], V + n)]) for graph, n in ((fused, 0), (more, 3))
         )
         score = dict(zip(after.ranking.item_k.tolist(), after.ranking.score_k.tolist(), strict=True))
         assert sorted(score) == list(range(V + 3))
-        for new, twin in ((V, 10), (V + 1, 20), (V + 2, 30)):  # the same text and so the same vector
+        for new, twin in ((V, 10), (V + 1, 20), (V + 2, 30)):
             assert score[new] == pytest.approx(score[twin], rel=1e-4, abs=1e-4)
         known = [item for item in after.ranking.item_k.tolist() if item < V]
         assert known == before.ranking.item_k.tolist()
@@ -73,7 +74,7 @@ def test_a_click_on_a_new_item_is_read_as_one_on_the_nearest(tmp_path: Path) -> 
     bundle, threads = Bundle(run.uri("bundle")), torch.get_num_threads()
     fused = Fused(bundle, 1000, 3)
     torch.set_num_threads(threads)
-    more = fused.with_items(place(text_table()[[10]].numpy(), fused.model, TEXT), V)
+    more = fused.with_items(twins(fused, [10]), V)
     new, twin = more.rank_all([Wanted([V, 5], [V], 10), Wanted([10, 5], [V], 10)])
     assert new.ranking.item_k.tolist() == twin.ranking.item_k.tolist()
     assert V not in new.ranking.item_k.tolist()
