@@ -58,7 +58,7 @@ def encode_titles(titles: Sequence[str], text: Text) -> FloatArray:
 def place(title_NE: FloatArray, model: LLM4SBR, clicks_V: NDArray[np.int32]) -> Placed:
     """Vectors of items that are known by the embedding of their title.
 
-    An item counts in the map as often as it was clicked, at most `MAX_WEIGHT` times: few clicks tell little of its vector.
+    An item counts in the map as often as it was clicked, at most `MAX_WEIGHT` times: few clicks fix no vector.
     """
     text_VE, title = model.item_text_VE, torch.from_numpy(title_NE)
     with_one_VF = torch.cat([text_VE, torch.ones(len(text_VE), 1)], dim=1)
