@@ -76,10 +76,10 @@ def write_synthetic(folder: Path, V: int) -> None:
     )
 
 
-def bodies(bundle: Path) -> bytes:
+def bodies(bundle: Path, explain: bool = True) -> bytes:
     """Request bodies of the load over a bundle's catalogue, one a line."""
     ids: list[Any] = pq.read_table(bundle / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
     return b"\n".join(
-        json.dumps({"session_id": f"s{n}", "items": [ids[j] for j in session], "k": 20}).encode()
+        json.dumps({"session_id": f"s{n}", "items": [ids[j] for j in session], "k": 20, "explain": explain}).encode()
         for n, session in enumerate(sessions(len(ids)))
     )

@@ -194,6 +194,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "requests_per_second": round(good / seconds, 1),
         **{f"p{n}_ms": round(percentile(latencies, n / 100) * 1000, 2) for n in (50, 90, 99)},
         "max_ms": round(percentile(latencies, 1) * 1000, 2),
+        "sent": load.sent,
         "errors": sum(load.statuses.values()) - good,
         "statuses": {status: n for status, n in load.statuses.items() if n},
         "answer_bytes": load.bytes // max(1, len(latencies)),

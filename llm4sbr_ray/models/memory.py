@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llm4sbr_ray.models.base import CountModel, Recommender, SessionBatch
@@ -59,13 +60,14 @@ class MemoryRecommender(Recommender):
         return self.parts_of(self.network.score(batch), batch)
 
     def parts_of(self, scores_BV: Tensor, batch: SessionBatch) -> Iterator[Tensor]:
-        """`distributions` where the network's scores are known."""
+        """`distributions` from the network's scores, which may have items beyond V: nobody has clicked those."""
         network_BV = scores_BV.softmax(dim=1)
-        held_BV = _held_items(batch, self.n_items)
+        beyond = (0, scores_BV.shape[1] - self.n_items)
+        held_BV = F.pad(_held_items(batch, self.n_items), beyond)
         yield network_BV
         yield _normalised(network_BV.masked_fill(held_BV, 0))
         for model in self._counts():
-            counted_BV = model.score(batch)
+            counted_BV = F.pad(model.score(batch), beyond)
             yield _normalised(counted_BV.masked_fill(held_BV | (counted_BV <= TIE_BREAK), 0))
 
     def score(self, batch: SessionBatch) -> Tensor:

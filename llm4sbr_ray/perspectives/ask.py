@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
@@ -13,22 +12,11 @@ from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import budget, engine, relational
 from llm4sbr_ray.perspectives import store as answer_store
+from llm4sbr_ray.perspectives.answers import ITEM_ANSWERS, take_from_field, write_answers
 from llm4sbr_ray.perspectives.outputs import questions
 from llm4sbr_ray.perspectives.progress import Progress
-from llm4sbr_ray.perspectives.render import render, unique_prompts
+from llm4sbr_ray.perspectives.render import ITEMS, render, unique_prompts
 
-_FIELDS: list[pa.Field[Any]] = [
-    pa.field("sample_key", pa.string()),
-    pa.field("split", pa.string()),
-    pa.field("position", pa.int64()),
-    pa.field("prompt_key", pa.string()),
-    pa.field("prompt_tokens", pa.int32()),
-    pa.field("generated_tokens", pa.int32()),
-    pa.field("answer", pa.string()),
-    pa.field("error", pa.string()),
-    pa.field("shortened", pa.bool_()),
-]
-PERSPECTIVE_SCHEMA = pa.schema(_FIELDS)
 WORK = (".partial", "perspectives", "out", "work")  # where the body of the stage works
 RETRIES = "perspectives-retries.json"  # how often the committed stage was opened again for its errors
 
@@ -59,7 +47,10 @@ def ask_perspectives(run: Run, model: str, model_identity: str, after: list[str]
     retries = run.read_json(RETRIES) if run.exists(RETRIES) else 0
     return run.stage(
         "perspectives",
-        outputs=[f"perspectives/{view.name}" for view in config.views],
+        outputs=[
+            *(f"perspectives/{view.name}" for view in config.views),
+            *(f"{ITEM_ANSWERS}/{view.name}" for view in config.views if view.level == "item"),
+        ],
         settings=[determinants(config), identity, retries],
         after=after,
         body=lambda stage: _body(stage, model, identity, store),
@@ -70,6 +61,9 @@ def determinants(config: Perspectives) -> dict[str, Any]:
     """The settings that determine the answers; beside them stands the identity of model and engine."""
     chosen = config.model_dump(mode="json", include={"max_items", "max_title_chars", "sampling", "splits"})
     views = [view.model_dump(mode="json", exclude={"anchor"}) for view in config.views]
+    for view in views:
+        if view["level"] == "session":  # as it was before there were levels
+            del view["level"], view["from_field"]
     if not config.budget.asks_all():
         chosen["budget"] = config.budget.model_dump(mode="json")
     return chosen | {"views": views, "max_model_len": config.engine.max_model_len}
@@ -96,13 +90,17 @@ def _bank_what_was_left(run: Run, store: Store | None) -> None:
 
 
 def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts:
-    run, config = stage.run, stage.run.config.perspectives
+    run, config = stage.run, stage.run.config.perspectives.asking()
+    given = stage.run.config.perspectives.asking(False)
     work = stage.store.below("work")
     data = run.below("data")
     if not work.exists("prompts.done"):
         work.delete("prompts")
         questions(data, config)  # refuses here, in one line, what the actors would meet
         render(data, work.below("prompts"), identity, config)
+        work.delete("given")
+        if given.views:
+            render(data, work.below("given"), identity, given)
         if not config.budget.asks_all():
             work.delete("chosen")
             budget.choose(work.below("prompts"), work.below("chosen"), data, config)
@@ -110,7 +108,7 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
         work.write_json(True, "prompts.done")
     if not work.exists("known.json"):
         work.delete("known")
-        folders = [f"perspectives/{view.name}" for view in config.views]
+        folders = [f"{folder}/{view.name}" for view in config.views for folder in ("perspectives", ITEM_ANSWERS)]
         work.write_json(
             answer_store.take(_chosen(work, config), work.below("known"), store, run, folders), "known.json"
         )
@@ -118,7 +116,12 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
         _ask_all(work, model, data.uri(), config)
     finally:  # answers are paid for, whatever ended the asking
         answer_store.add(store, work, "answers", "known")
-    return _collect(stage, work)
+    facts = _collect(stage, work)
+    for view in given.views:
+        facts["perspectives"][view.name] = take_from_field(stage.store, work.below("given"), data, view)
+        for figure in ("rows", "calls_saved"):
+            facts[figure] += facts["perspectives"][view.name]["rows"]
+    return facts
 
 
 def _chosen(work: Store, config: Perspectives) -> Store:
@@ -137,7 +140,7 @@ def _ask_all(work: Store, model: str, catalogue: str, config: Perspectives) -> N
 
 def _collect(stage: Stage, work: Store) -> Facts:
     """The answers of all rounds and the known ones, joined with the samples."""
-    config = stage.run.config.perspectives
+    config = stage.run.config.perspectives.asking()
     answered = range(_answered_rounds(work))
     database = relational.connect()
     for number in answered:
@@ -160,7 +163,9 @@ def _collect(stage: Stage, work: Store) -> Facts:
             "SELECT count(*), count(*) FILTER (error <> ''), any_value(error) FILTER (error <> '') FROM answers"
         )
     )
-    wanted, served = _one(database.sql("SELECT count(DISTINCT prompt_key), count(*) FROM chosen"))
+    wanted, served = _one(
+        database.sql(f"SELECT count(DISTINCT prompt_key), count(*) FILTER (split <> '{ITEMS}') FROM chosen")
+    )
     if unique != wanted:
         raise RuntimeError(f"there are {wanted} prompts and {unique} have a row: an answer was lost")
     if errors > config.max_error_rate * unique:
@@ -171,14 +176,14 @@ def _collect(stage: Stage, work: Store) -> Facts:
         )
     facts: dict[str, Any] = {}
     for view in config.views:
-        query = database.sql(
+        answers_of_view = database.sql(
             "SELECT p.sample_key, p.split, p.position, p.prompt_key, coalesce(a.prompt_tokens, 0) AS prompt_tokens, "
             "coalesce(a.generated_tokens, 0) AS generated_tokens, coalesce(a.answer, '') AS answer, "
             "nullif(coalesce(a.error, $left_out), '') AS error, coalesce(a.shortened, false) AS shortened "
-            "FROM prompts p LEFT JOIN answers a USING (prompt_key) WHERE p.view = $view ORDER BY p.position",
+            "FROM prompts p LEFT JOIN answers a USING (prompt_key) WHERE p.view = $view",
             params={"view": view.name, "left_out": budget.NOT_ASKED},
         )
-        written = relational.copy_to(query, stage.store, f"perspectives/{view.name}", PERSPECTIVE_SCHEMA)
+        written = write_answers(answers_of_view, stage.store, view)
         facts[view.name] = _figures(database, view.name) | {"rows": written}
     rows, known = sum(figures["rows"] for figures in facts.values()), int(work.read_json("known.json"))
     return {

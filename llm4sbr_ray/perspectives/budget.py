@@ -6,6 +6,7 @@ A sample whose prompts are left out has no answer: the intent predictor takes th
 from __future__ import annotations
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm4sbr_ray.artifacts import Store
@@ -19,8 +20,9 @@ def choose(prompts: Store, chosen: Store, data: Store, config: Perspectives) -> 
     """Write the rows of `prompts` whose question is asked under `config.budget`; returns their number.
 
     Samples are ranked within their split, all perspectives of a sample next to each other, so a budget is spread over
-    the splits as samples are. It counts distinct prompts, whether or not an answer is known already: so the same
-    budget chooses the same prompts in each run. A sample with the same prompt as a chosen one gets the answer too.
+    the splits as samples are. Perspectives of level item are asked in full, beside the budget: they cost one call an
+    item, whatever the number of samples. It counts distinct prompts, whether or not an answer is known already: so the
+    same budget chooses the same prompts in each run. A sample with the same prompt as a chosen one gets its answer.
 
     Parameters
     ----------
@@ -31,7 +33,9 @@ def choose(prompts: Store, chosen: Store, data: Store, config: Perspectives) -> 
     """
     budget = config.budget
     database = relational.connect()
-    database.register("prompts", relational.dataset(prompts))
+    database.register("rendered", relational.dataset(prompts))
+    database.register("bounded", pa.table({"view": [view.name for view in config.views if view.level == "session"]}))
+    database.execute("CREATE VIEW prompts AS SELECT * FROM rendered SEMI JOIN bounded USING (view)")
     asked, score = "SELECT sample_key FROM prompts", "0"
     if budget.policy == "one_per_session":
         for split in config.splits:
@@ -52,6 +56,7 @@ def choose(prompts: Store, chosen: Store, data: Store, config: Perspectives) -> 
         f"(PARTITION BY split ORDER BY {score} DESC, md5(sample_key)) AS rank FROM samples"
     )
     query = database.sql(
+        "SELECT * FROM rendered ANTI JOIN bounded USING (view) UNION ALL "
         "SELECT * FROM prompts SEMI JOIN (SELECT prompt_key FROM prompts JOIN ranked USING (sample_key) "
         "GROUP BY prompt_key ORDER BY min(rank), min(position), prompt_key LIMIT $calls) USING (prompt_key)",
         params={"calls": budget.calls if budget.calls is not None else 2**62},

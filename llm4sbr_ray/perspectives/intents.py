@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
@@ -16,6 +14,7 @@ from llm4sbr_ray.config import Perspectives, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.engine import HELPER_CPUS
+from llm4sbr_ray.perspectives.item_level import embeddings, item_answers, list_column, write_intents
 from llm4sbr_ray.perspectives.localisation import FloatArray, localise
 from llm4sbr_ray.perspectives.outputs import readable, shown_titles
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
@@ -28,17 +27,7 @@ def encode_items(run: Run) -> bool:
     """Stage "text": ``text/items.parquet`` with one embedding an item."""
 
     def body(stage: Stage) -> Facts:
-        items = item_texts(run, run.config.text.columns)
-        blocks = [items.slice(start, BLOCK_ROWS) for start in range(0, len(items), BLOCK_ROWS)]
-        encoded = ray.data.from_arrow(blocks).map_batches(
-            EncodeItems,
-            fn_constructor_args=(run.config.text,),
-            batch_format="pyarrow",
-            batch_size=1024,
-            num_cpus=ENCODER_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=1),
-        )
-        table = pa.concat_tables(encoded.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("item_idx")
+        table = encode(item_texts(run, run.config.text.columns), run.config.text)
         stage.store.write_table(table, "text", "items.parquet")
         return {"rows": len(table), "model": run.config.text.model}
 
@@ -47,7 +36,21 @@ def encode_items(run: Run) -> bool:
 
 def _settings(text: Text) -> dict[str, Any]:
     """Without `columns` where there are none: what was encoded before there was this setting counts as done."""
-    return text.model_dump(exclude=set() if text.columns else {"columns"})
+    return text.model_dump(exclude={"localisation"} | (set() if text.columns else {"columns"}))
+
+
+def encode(texts: pa.Table, config: Text) -> pa.Table:
+    """(item_idx, text) of every item -> (item_idx, embedding), in the order of item_idx."""
+    blocks = [texts.slice(start, BLOCK_ROWS) for start in range(0, len(texts), BLOCK_ROWS)]
+    encoded = ray.data.from_arrow(blocks).map_batches(
+        EncodeItems,
+        fn_constructor_args=(config,),
+        batch_format="pyarrow",
+        batch_size=1024,
+        num_cpus=ENCODER_CPUS,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    return pa.concat_tables(encoded.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("item_idx")
 
 
 def item_texts(run: Store, columns: Sequence[str]) -> pa.Table:
@@ -81,24 +84,21 @@ class EncodeItems:
 
 def item_embeddings(run: Store) -> FloatArray:
     """V x E from ``text/items.parquet``, in the order of item_idx."""
-    table = run.read_table("text", "items.parquet")
-    flat = pc.list_flatten(table["embedding"]).to_numpy()
-    return np.ascontiguousarray(flat.reshape(len(table), -1), dtype=np.float32)
-
-
-def list_column(array_NE: npt.NDArray[Any]) -> pa.Array[Any]:
-    """A matrix as an Arrow column of lists, a row each."""
-    n, e = array_NE.shape
-    return pa.ListArray.from_arrays(pa.array(np.arange(0, n * e + 1, e), pa.int32()), pa.array(array_NE.ravel()))
+    return embeddings(run.read_table("text", "items.parquet"))
 
 
 def localise_answers(run: Run) -> bool:
     """Stage "intents": ``intents/<name>/`` and the samples joined with all perspectives, ``intents/samples/``."""
-    names = [view.name for view in run.config.perspectives.views]
+    config, text = run.config.perspectives, run.config.text
+    settings: list[Any] = [_settings(text), [view.name for view in config.views]]
+    if text.localisation != "nearest":
+        settings.append(text.localisation)
+    if item_level := [(view.name, view.anchor) for view in config.views if view.level == "item"]:
+        settings.append(item_level)
     return run.stage(
         "intents",
         outputs=["intents"],
-        settings=[_settings(run.config.text), names],
+        settings=settings,
         after=["ingest", "text", "perspectives"],
         body=_body,
     )
@@ -106,15 +106,18 @@ def localise_answers(run: Run) -> bool:
 
 def _body(stage: Stage) -> Facts:
     run, text = stage.run, stage.run.config.text
-    names = [view.name for view in run.config.perspectives.views]
+    views = run.config.perspectives.views
+    names = [view.name for view in views]
     work = stage.store.below("work")
-    work.delete("answers")
-    work.delete("localised")
+    work.delete("")
     database = relational.connect()
     for name in names:
         database.register(f"view_{names.index(name)}", relational.dataset(run, "perspectives", name))
-    union = " UNION ".join(f"SELECT answer FROM view_{i} WHERE error IS NULL" for i in range(len(names)))
-    unique = relational.copy_to(database.sql(union), work, "answers", pa.schema([("answer", pa.string())]))
+    union = " UNION ".join(
+        f"SELECT answer FROM view_{i} WHERE error IS NULL" for i, view in enumerate(views) if view.level == "session"
+    )
+    answers = database.sql(union or "SELECT answer FROM view_0 WHERE false")
+    unique = relational.copy_to(answers, work, "answers", pa.schema([("answer", pa.string())]))
     r = min(text.localised_items, run.read_table("data", "items.parquet", columns=["item_idx"]).num_rows)
     if unique:
         ray.data.read_parquet(
@@ -133,12 +136,25 @@ def _body(stage: Stage) -> Facts:
     width = item_embeddings(run).shape[1]
     facts = {}
     for i, name in enumerate(names):
+        if views[i].level == "item":
+            item_vectors = encode(item_answers(run, name), text)
+            here = work.below("item-level", name)
+            here.write_table(item_vectors, "vectors.parquet")
+            write_intents(run, views[i], here.uri(), here.below("intents"))
+            database.register(f"intent_{i}", relational.dataset(here, "intents"))
+            query = database.sql(f"SELECT {', '.join(INTENT_SCHEMA.names)} FROM intent_{i} ORDER BY position")
+            rows = relational.copy_to(query, stage.store, f"intents/{name}", INTENT_SCHEMA)
+            ((grounded,),) = database.sql(f"SELECT avg(grounded::INT) FROM intent_{i}").fetchall()
+            answered = int(np.count_nonzero(embeddings(item_vectors).any(axis=1)))
+            facts[name] = {"rows": rows, "items_answered": answered, "grounded_rate": round(grounded, 4)}
+            continue
         database.execute(
             f"CREATE OR REPLACE TABLE intent_{i} AS SELECT v.position, v.split, v.sample_key, "
             f"coalesce(l.item_idx, [0 FOR _ IN range({r})]) AS item_idx, "
             f"coalesce(l.weight, [0.0 FOR _ IN range({r})]) AS weight, "
             "coalesce(l.grounded, false) AS grounded, coalesce(l.exact_title, false) AS exact_title, l.cosine, "
-            f"v.answer FROM view_{i} v LEFT JOIN localised l ON v.answer = l.answer AND v.error IS NULL"
+            f"v.answer, v.error IS NULL AS answered FROM view_{i} v "
+            "LEFT JOIN localised l ON v.answer = l.answer AND v.error IS NULL"
         )
         query = database.sql(
             f"SELECT t.sample_key, t.item_idx, t.weight, t.grounded, t.exact_title, t.cosine, "
@@ -146,13 +162,25 @@ def _body(stage: Stage) -> Facts:
             f"FROM intent_{i} t LEFT JOIN localised l USING (answer) ORDER BY t.position"
         )
         rows = relational.copy_to(query, stage.store, f"intents/{name}", INTENT_SCHEMA)
-        ((exact, grounded),) = database.sql(
-            f"SELECT avg(exact_title::INT), avg(grounded::INT) FROM intent_{i}"
-        ).fetchall()
-        facts[name] = {"rows": rows, "exact_title_rate": round(exact, 4), "grounded_rate": round(grounded, 4)}
+        facts[name] = {"rows": rows} | _hallucination(database, f"intent_{i}")
     rows = sum(_join_samples(stage, database, split, len(names)) for split in run.config.perspectives.splits)
     stage.store.delete("work")
     return {"rows": rows, "answers": unique, "perspectives": facts}
+
+
+def _hallucination(database: Any, intents: str) -> dict[str, Any]:
+    """How far answers are from the catalogue: shares of the samples that have one; exact + near + far = 1."""
+    ((answers, exact, grounded, near),) = database.sql(
+        "SELECT count(*), coalesce(avg(exact_title::INT), 0), coalesce(avg(grounded::INT), 0), "
+        f"coalesce(avg((grounded AND NOT exact_title)::INT), 0) FROM {intents} WHERE answered"
+    ).fetchall()
+    return {
+        "answers": answers,
+        "exact_title_rate": round(exact, 4),  # a catalogue title, letter by letter but for case
+        "grounded_rate": round(grounded, 4),
+        "near_rate": round(near, 4),  # another text, close enough to an item
+        "far_rate": round(1 - exact - near if answers else 0.0, 4),  # neither: ungrounded
+    }
 
 
 INTENT_SCHEMA = pa.schema(
@@ -196,7 +224,9 @@ class Localise:
     def __init__(self, run: str, perspectives: Perspectives, text: Text) -> None:
         store = Store(run)
         self.items_VE = item_embeddings(store)
-        self.titles = frozenset(title.casefold() for title in shown_titles(store.below("data"), perspectives))
+        # Of items with the same title, the first.
+        lines = shown_titles(store.below("data"), perspectives)
+        self.titles = {title.casefold(): item for item, title in reversed(list(enumerate(lines)))}
         self.text, self.encoder = text, TextEncoder(text, threads=2)
 
     @staticmethod
@@ -214,12 +244,14 @@ class Localise:
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        answers: list[Any] = batch["answer"].to_pylist()
+        answers = [readable(answer) for answer in cast("list[str]", batch["answer"].to_pylist())]
+        named_N = np.array([self.titles.get(answer.casefold(), -1) for answer in answers], np.int32)
         found = localise(
-            self.encoder.encode([readable(answer) for answer in answers]),
+            self.encoder.encode(answers),
             self.items_VE,
             self.text.localised_items,
             self.text.min_cosine,
+            exact_N=named_N if self.text.localisation == "exact_first" else None,
         )
         return pa.table(
             {
@@ -229,7 +261,7 @@ class Localise:
                 "embedding": list_column(found.vector_NE),
                 "cosine": pa.array(found.cosine_N),
                 "grounded": pa.array(found.grounded_N),
-                "exact_title": pa.array([answer.casefold() in self.titles for answer in answers]),
+                "exact_title": pa.array(named_N >= 0),
             },
             schema=self.schema(),
         )

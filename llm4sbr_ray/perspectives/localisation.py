@@ -24,7 +24,14 @@ class Localised:
     grounded_N: npt.NDArray[np.bool_]
 
 
-def localise(answer_NE: FloatArray, item_VE: FloatArray, r: int, min_cosine: float, chunk: int = 1024) -> Localised:
+def localise(
+    answer_NE: FloatArray,
+    item_VE: FloatArray,
+    r: int,
+    min_cosine: float,
+    chunk: int = 1024,
+    exact_N: npt.NDArray[np.int32] | None = None,
+) -> Localised:
     """Tie each answer to its `r` nearest items.
 
     Parameters
@@ -37,6 +44,9 @@ def localise(answer_NE: FloatArray, item_VE: FloatArray, r: int, min_cosine: flo
         An answer whose best cosine is below is ungrounded: weights 0.
     chunk
         Answers per score matrix, which bounds memory at chunk x V x 4 bytes.
+    exact_N
+        The item that an answer names exactly, -1 where there is none. That item then has the whole weight and stands
+        first, whatever its cosine; `item_NR` lists the nearest others after it.
 
     Notes
     -----
@@ -53,12 +63,18 @@ def localise(answer_NE: FloatArray, item_VE: FloatArray, r: int, min_cosine: flo
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
         cosine_CV = answer_NE[rows] @ item_VE.T
+        named_C = np.full(len(cosine_CV), -1, np.int32) if exact_N is None else exact_N[rows]
+        (is_named,) = np.nonzero(named_C >= 0)
+        of_named = cosine_CV[is_named, named_C[is_named]]
+        cosine_CV[is_named, named_C[is_named]] = np.inf  # first of all
         # argpartition finds the set in O(V); a stable sort of the r then puts it in order.
         best_CR = np.sort(np.argpartition(-cosine_CV, r - 1, axis=1)[:, :r], axis=1)
         cosine_CR = np.take_along_axis(cosine_CV, best_CR, axis=1)
         order_CR = np.argsort(-cosine_CR, axis=1, kind="stable")
         best_CR = np.take_along_axis(best_CR, order_CR, axis=1)
         cosine_CR = np.take_along_axis(cosine_CR, order_CR, axis=1)
+        cosine_CR[is_named] = 0.0
+        cosine_CR[is_named, 0] = 1.0
         grounded_C = cosine_CR[:, 0] >= min_cosine
         positive_CR = np.where(grounded_C[:, None], np.maximum(cosine_CR, 0.0), 0.0)
         total_C = positive_CR.sum(axis=1, keepdims=True)
@@ -67,6 +83,7 @@ def localise(answer_NE: FloatArray, item_VE: FloatArray, r: int, min_cosine: flo
         out.item_NR[rows] = best_CR
         out.weight_NR[rows] = weight_CR
         out.vector_NE[rows] = np.einsum("cr,cre->ce", weight_CR, item_VE[best_CR])
+        cosine_CR[is_named, 0] = of_named
         out.cosine_N[rows] = cosine_CR[:, 0]
         out.grounded_N[rows] = grounded_C
     return out

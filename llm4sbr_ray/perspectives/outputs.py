@@ -78,6 +78,13 @@ def shown_titles(
     return lines
 
 
+def field_texts(catalogue: Store, view: Perspective) -> list[str]:
+    """V texts: what `view.from_field` holds of each item, on one line; empty where it holds nothing."""
+    assert view.from_field is not None
+    column = _column(catalogue, view.from_field, f"perspectives.views: {view.name}: from_field")
+    return [" ".join(" ".join(_texts(value)).split()) for value in column]
+
+
 def readable(answer: str) -> str:
     """An answer as text to be localised: of a JSON object its values, else the answer itself."""
     try:

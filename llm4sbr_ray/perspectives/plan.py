@@ -12,6 +12,7 @@ from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.perspectives import budget, relational
 from llm4sbr_ray.perspectives import store as answer_store
+from llm4sbr_ray.perspectives.answers import ITEM_ANSWERS
 from llm4sbr_ray.perspectives.engine import Tokenise
 from llm4sbr_ray.perspectives.outputs import questions
 from llm4sbr_ray.perspectives.render import render
@@ -49,14 +50,14 @@ class Cost:
 
 def plan(run: Run, model: str, identity: str) -> Cost:
     """Print what `ask_perspectives` would do with the same arguments (`identity`: of the model)."""
-    config, data, aside = run.config.perspectives, run.below("data"), run.below(FOLDER)
+    config, data, aside = run.config.perspectives.asking(), run.below("data"), run.below(FOLDER)
     identity = answer_store.engine_identity(identity, config)
     store = answer_store.open_store(run, identity)
     questions(data, config)
     aside.delete("")
     try:
         render(data, aside.below("prompts"), identity, config)
-        folders = [f"perspectives/{view.name}" for view in config.views]
+        folders = [f"{folder}/{view.name}" for view in config.views for folder in ("perspectives", ITEM_ANSWERS)]
         chosen = aside.below("prompts")
         if not config.budget.asks_all():
             chosen = aside.below("chosen")

@@ -115,7 +115,8 @@ def train_pocket_lm(
 
 def pocket_views(config: Perspectives) -> list[Perspective]:
     """The questions it learns: the first of each anchor, so that a further perspective leaves the model as it is."""
-    views = [view for view in config.views if view.output == "text"] or [LONG_TERM, SHORT_TERM]
+    free = [view for view in config.views if view.output == "text" and view.level == "session"]
+    views = free or [LONG_TERM, SHORT_TERM]
     first = {view.anchor: view for view in reversed(views)}
     return [view for view in views if first[view.anchor] is view]
 

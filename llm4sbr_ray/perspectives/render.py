@@ -26,20 +26,29 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("items", pa.list_(pa.int32())),  # those the prompt shows
 ]
 PROMPT_SCHEMA = pa.schema(_FIELDS)
+ITEMS = "items"  # stands as the split of the rows that ask a perspective of level item about the whole catalogue
 
 
 def sample_files(data: Store, config: Perspectives) -> list[dict[str, Any]]:
-    """The sample files of the wanted splits, each with the position of its first row."""
+    """The sample files of the wanted splits, each with the position of its first row.
+
+    Where a perspective is of level item, the catalogue follows.
+    """
     files, position = [], 0
     for split in config.splits:
         for path in data.files(split, suffix=".parquet"):
             files.append({"split": split, "path": path, "position": position})
             position += pq.read_metadata(path, filesystem=data.fs).num_rows
+    if any(view.level == "item" for view in config.views):
+        files.append({"split": ITEMS, "path": data.path("items.parquet"), "position": position})
     return files
 
 
 def render(data: Store, prompts: Store, model: str, config: Perspectives) -> None:
-    """Write a row of `PROMPT_SCHEMA` for each sample and perspective to `prompts`."""
+    """Write a row of `PROMPT_SCHEMA` for each sample and perspective to `prompts`.
+
+    Of level item, a sample asks about its last item, and each item of the catalogue has a row beside (`ITEMS`).
+    """
     files = sample_files(data, config)
     ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
         RenderFile,
@@ -60,23 +69,35 @@ class RenderFile:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (file,) = batch.to_pylist()
-        samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items"])
-        prefixes: list[Any] = samples["items"].to_pylist()
-        windows = [items[-self.config.max_items :] for items in prefixes]
-        n = len(windows)
+        asked = list(self.questions.items())
+        prefixes: list[Any]
+        keys: pa.Array[Any]
+        if file["split"] == ITEMS:
+            n = pq.read_metadata(file["path"], filesystem=self.data.fs).num_rows
+            prefixes = [[item] for item in range(n)]
+            keys = pa.array([f"item:{item}" for item in range(n)])
+            asked = [(name, question) for name, question in asked if question.view.level == "item"]
+        else:
+            samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items"])
+            prefixes, keys = samples["items"].to_pylist(), samples["sample_key"].combine_chunks()
+        n = len(prefixes)
+        windows = {
+            "session": [items[-self.config.max_items :] for items in prefixes],
+            "item": [items[-1:] for items in prefixes],
+        }
         tables = [
             pa.table(
                 {
                     "position": pa.array(np.arange(file["position"], file["position"] + n)),
                     "split": [file["split"]] * n,
-                    "sample_key": samples["sample_key"].combine_chunks(),
+                    "sample_key": keys,
                     "view": [name] * n,
-                    "prompt_key": self._keys(question, windows),
-                    "items": windows,
+                    "prompt_key": self._keys(question, windows[question.view.level]),
+                    "items": windows[question.view.level],
                 },
                 schema=PROMPT_SCHEMA,
             )
-            for name, question in self.questions.items()
+            for name, question in asked
         ]
         return pa.concat_tables(tables)
 

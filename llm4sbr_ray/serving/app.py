@@ -21,7 +21,7 @@ from ray.serve import Application, Deployment
 from llm4sbr_ray.serving.bundle import Bundle, load_bundle
 from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
-from llm4sbr_ray.serving.graph import BATCH
+from llm4sbr_ray.serving.graph import BATCH, require_version
 from llm4sbr_ray.serving.ingress import Ingress
 from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
@@ -47,11 +47,17 @@ class BehaviourEncoder:
     def __init__(self, location: str, version: str) -> None:
         torch.set_num_threads(1)  # replicas share the machine's cores; one small session gains nothing from two
         bundle = Bundle(location, version)
+        self._version = version
         self._encoder = SessionEncoder(bundle.model(), bundle.manifest.n_items)
 
+    async def encode(self, session: NDArray[np.int32], version: str) -> NDArray[np.float32]:
+        """The 3 x D vectors of a session (item indices in click order); batched by Serve."""
+        require_version(self._version, version)
+        vectors_3D: NDArray[np.float32] = await self._encode(session)
+        return vectors_3D
+
     @serve.batch(**BATCH)
-    async def encode(self, sessions: list[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
-        """One session (item indices in click order) in, its 3 x D vectors out; batched by Serve."""
+    async def _encode(self, sessions: list[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
         return self._encoder.encode([session.tolist() for session in sessions])
 
     def check_health(self) -> None:
@@ -78,8 +84,9 @@ class EmbeddingCache:
             raise ValueError(f"{newer.store.uri()}: another catalogue or other perspectives: deploy it as a service")
         self._add(newer)
 
-    async def lookup(self, items: NDArray[np.int32]) -> CachedIntents | None:
+    async def lookup(self, items: NDArray[np.int32], version: str) -> CachedIntents | None:
         """Intents of a session or of its longest known prefix; None on a miss."""
+        require_version(self._bundle.manifest.version, version)
         return self._cache.lookup(items.tolist())
 
     def check_health(self) -> None:
@@ -96,13 +103,18 @@ class FusionRanker:
     def __init__(self, location: str, version: str, index: IndexKind = "exact") -> None:
         torch.set_num_threads(1)
         bundle = Bundle(location, version)
-        manifest = bundle.manifest
+        manifest, self._version = bundle.manifest, version
         model, memory = bundle.model(), bundle.memory()
         self._ranker = Ranker(model, manifest.n_items, manifest.localised_items, index, memory)
 
+    async def rank(self, query: RankQuery, version: str) -> Ranking:
+        """The ranking that a query asks for; batched by Serve."""
+        require_version(self._version, version)
+        ranking: Ranking = await self._rank(query)
+        return ranking
+
     @serve.batch(**BATCH)
-    async def rank(self, queries: list[RankQuery]) -> list[Ranking]:
-        """One query in, its ranking out; batched by Serve."""
+    async def _rank(self, queries: list[RankQuery]) -> list[Ranking]:
         return self._ranker.rank(queries)
 
     def check_health(self) -> None:

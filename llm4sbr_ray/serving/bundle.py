@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
-from llm4sbr_ray.config import MemoryConfig, ModelConfig, Neighbours
+from llm4sbr_ray.config import MemoryConfig, ModelConfig, Neighbours, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.base import Recommender
 from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr
@@ -71,6 +71,7 @@ class Manifest(_Record):
     localised_items: int  # R
     memory: MemoryConfig | None = None  # of a +memory model: its parts, and their settings
     neighbours: Neighbours | None = None
+    text: Text | None = None  # the encoder of the text table, for new items; None: an export that did not name it yet
     files: dict[str, FileRecord]
 
     def content_hash(self) -> str:
@@ -238,6 +239,7 @@ def _write(stage: Stage, model: str, weights: str) -> Facts:
         localised_items=run.config.text.localised_items,
         memory=MemoryConfig(**trained["memory"]) if has_memory(model) else None,
         neighbours=Neighbours(**trained["neighbours"]) if has_memory(model) else None,
+        text=run.config.text,
     )
     return {"rows": intents.num_rows, "model": model, "version": manifest.version}
 
@@ -256,6 +258,7 @@ def write_bundle(
     localised_items: int,
     memory: MemoryConfig | None = None,
     neighbours: Neighbours | None = None,
+    text: Text | None = None,
 ) -> Manifest:
     """Write a bundle and check that it loads.
 
@@ -271,7 +274,7 @@ def write_bundle(
         Columns `item_idx`, `item_id`, `title`, `train_count`; row j is item j.
     intents
         Columns `key` (`cache.session_key`), `intent_items` and `intent_weights` (P * R values a row), `grounded` (P).
-    run, model, settings, perspectives, localised_items, memory, neighbours
+    run, model, settings, perspectives, localised_items, memory, neighbours, text
         As in `Manifest`.
     """
     out.write_bytes(weights, MODEL)
@@ -289,6 +292,7 @@ def write_bundle(
         localised_items=localised_items,
         memory=memory,
         neighbours=neighbours,
+        text=text,
         files={name: _record(out.read_bytes(name)) for name in (MODEL, TEXT, ITEMS, INTENTS)},
     )
     manifest = unversioned.model_copy(update={"version": unversioned.content_hash()})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,25 @@ class Catalogue:
         self.train_count_V = table["train_count"].to_numpy()
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self.popular_V = np.argsort(-self.train_count_V, kind="stable")  # most clicked first, ties by index
+
+    def with_items(self, items: Sequence[tuple[str, str]]) -> Catalogue:
+        """This catalogue and new items (id, title) after it, without a click.
+
+        Raises
+        ------
+        ValueError
+            An id is there already, or twice among the new ones.
+        """
+        ids = [item_id for item_id, _ in items]
+        taken = sorted({item_id for item_id, n in Counter(ids).items() if n > 1 or item_id in self._index})
+        if taken:
+            raise ValueError(f"new items: ids that the catalogue holds already, or that occur twice: {taken[:5]}")
+        columns = {
+            "item_id": [*self.item_ids, *ids],
+            "title": [*self.titles, *(title for _, title in items)],
+            "train_count": np.concatenate([self.train_count_V, np.zeros(len(ids), np.int32)]),
+        }
+        return Catalogue(pa.table(columns))
 
     def __len__(self) -> int:
         return len(self.item_ids)

@@ -15,17 +15,26 @@ import numpy as np
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.ranker import Ranking, Reasons, shares
 
+CLICKS = 3  # named for a recommended item
 EXAMPLES = 2  # titles named in a sentence
 EXAMPLE_CHARS = 60  # of each
 READABLE = {"long-term": "long-term taste", "short-term": "current need"}
 
 
-def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]]:
-    """The ranked items as plain values, in the form of `types.Recommendation`."""
+def recommendations(
+    ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue, clicked: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """The ranked items as plain values, in the form of `types.Recommendation`.
+
+    `clicked` are the items that the columns of the ranking's `effect_kN` are about.
+    """
     if ranking.reasons is None:
-        explanations: list[dict[str, Any] | None] = [None] * len(ranking.item_k)
+        explanations: list[Any] = [None] * len(ranking.item_k)
     else:
         explanations = _explanations(ranking.item_k.tolist(), ranking.reasons, perspectives, catalogue)
+        if ranking.reasons.effect_kN is not None:
+            for explanation, effect_N in zip(explanations, ranking.reasons.effect_kN.tolist(), strict=True):
+                explanation["clicks"] = _strongest(clicked, effect_N, catalogue)
     return [
         {
             "item_id": catalogue.item_ids[item],
@@ -42,7 +51,7 @@ def recommendations(ranking: Ranking, perspectives: Sequence[str], catalogue: Ca
 
 def _explanations(
     items: list[int], reasons: Reasons, perspectives: Sequence[str], catalogue: Catalogue
-) -> list[dict[str, Any] | None]:
+) -> list[dict[str, Any]]:
     shown_PR = reasons.shown_PR.tolist()
     constant = [  # what a perspective says of every item alike
         {
@@ -65,7 +74,7 @@ def _explanations(
     parts_kC = reasons.contribution_kP  # the perspectives, then the memory
     if reasons.memory_k is not None:
         parts_kC = np.column_stack([parts_kC, reasons.memory_k])
-    P, explanations = len(perspectives), list[dict[str, Any] | None]()
+    P, explanations = len(perspectives), list[dict[str, Any]]()
     for item, contribution_C, share_C in zip(items, parts_kC.tolist(), shares(parts_kC).tolist(), strict=True):
         details = [
             said | {"contribution": contribution, "share": share}
@@ -78,8 +87,15 @@ def _explanations(
         else:
             alike = [catalogue.label(j) for j in shown_PR[leader] if j != item]
             text = sentence(perspectives[leader], share_C[leader], alike)
-        explanations.append({"text": text, "perspectives": details, "memory": next(iter(remembered), None)})
+        explanations.append(
+            {"text": text, "perspectives": details, "memory": next(iter(remembered), None), "clicks": None}
+        )
     return explanations
+
+
+def _strongest(clicked: Sequence[int], effect_N: Sequence[float], catalogue: Catalogue) -> list[dict[str, Any]]:
+    pairs = sorted(zip(clicked, effect_N, strict=True), key=lambda pair: -pair[1])[:CLICKS]
+    return [_item(catalogue, item) | {"effect": effect} for item, effect in pairs]
 
 
 def clicks_alone(ranking: Ranking, catalogue: Catalogue) -> list[dict[str, Any]] | None:
@@ -98,7 +114,7 @@ def popular(catalogue: Catalogue, k: int, blocked: Collection[int] = ()) -> list
         | {
             "score": float(catalogue.train_count_V[j]),
             "boost": 0.0,
-            "explanation": {"text": text, "perspectives": [], "memory": None},
+            "explanation": {"text": text, "perspectives": [], "memory": None, "clicks": None},
         }
         for j in islice((j for j in catalogue.popular_V.tolist() if j not in blocked), k)
     ]

@@ -13,8 +13,9 @@ import hmac
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import orjson
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
@@ -24,9 +25,11 @@ from ray.serve.handle import DeploymentHandle
 
 from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
+from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.explain import clicks_alone, popular, recommendations
-from llm4sbr_ray.serving.graph import Composed, Fused, Graph, Wanted, milliseconds
+from llm4sbr_ray.serving.graph import Composed, Fused, Graph, OtherVersion, Wanted, clicked_items, milliseconds
 from llm4sbr_ray.serving.nearest import IndexKind
+from llm4sbr_ray.serving.new_items import IngressConfig, NewItem, encode_titles, place
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
 
 API_KEY = "LLM4SBR_API_KEY"  # environment variable of the replicas
@@ -66,6 +69,13 @@ def answer(body: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status_code=status, media_type="application/json")
 
 
+class Served(NamedTuple):
+    """What answers: a catalogue, and the graph whose item indices are the catalogue's."""
+
+    catalogue: Catalogue
+    graph: Graph
+
+
 # Serve ships the routes to the replicas as they are at this line: what they call must be defined above it.
 @serve.ingress(api)
 class Ingress:
@@ -89,10 +99,35 @@ class Ingress:
         alone: tuple[int, int, IndexKind] = (0, 0, "exact"),
     ) -> None:
         bundle = Bundle(location, version)
-        self._manifest, self._catalogue = bundle.manifest, bundle.catalogue()
+        self._manifest = bundle.manifest
         self._perspectives = [p.name for p in bundle.manifest.perspectives]
-        self._graph: Graph = Fused(bundle, *alone) if parts is None else Composed(**parts)
+        graph: Graph = Fused(bundle, *alone) if parts is None else Composed(version, **parts)
+        self._exported = self._served = Served(bundle.catalogue(), graph)
         self._page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take up `new_items` in place of those given before, while requests go on.
+
+        Raises
+        ------
+        ValueError
+            They are not as `IngressConfig` says, an id is taken, the bundle names no text encoder, or the graph is
+            composed.
+        """
+        self._served = await asyncio.to_thread(self._with_items, IngressConfig.model_validate(user_config).new_items)
+
+    def _with_items(self, items: Sequence[NewItem]) -> Served:
+        catalogue, graph = self._exported
+        if not items:
+            return self._exported
+        if not isinstance(graph, Fused):
+            raise ValueError("new_items: only args.graph: fused takes them up")
+        text = self._manifest.text
+        if text is None:
+            raise ValueError("new_items: the bundle does not name its text encoder: export it again")
+        more = catalogue.with_items([(item.item_id, item.title) for item in items])
+        placed = place(encode_titles([item.title for item in items], text), graph.model, catalogue.train_count_V)
+        return Served(more, graph.with_items(placed, len(catalogue)))
 
     @api.post(
         "/recommend",
@@ -102,7 +137,7 @@ class Ingress:
             401: {"description": "The service asks for a key and the request does not bring it"},
             413: {"description": "The body is too large"},
             422: {"description": "The body is no request: each entry of `detail` names a field"},
-            503: {"description": "Too many requests: come back after the seconds in Retry-After"},
+            503: {"description": "Too many requests, or an update: come back after the seconds in Retry-After"},
         },
         openapi_extra={
             "requestBody": {"content": {"application/json": {"schema": RecommendRequest.model_json_schema()}}}
@@ -110,19 +145,24 @@ class Ingress:
     )
     async def recommend(self, asked: Annotated[RecommendRequest, Depends(read_request)]) -> Response:
         began = time.perf_counter()
-        known, ignored = self._catalogue.split_known(asked.items)
-        blocked = set(self._catalogue.split_known(asked.block)[0])
-        boosts = self._catalogue.known_values(asked.boost)
+        catalogue, graph = self._served  # both of one moment: an answer's indices are those of its catalogue
+        known, ignored = catalogue.split_known(asked.items)
+        blocked = set(catalogue.split_known(asked.block)[0])
+        boosts = catalogue.known_values(asked.boost)
         timings: dict[str, float] = {}
         llm_clicks = alone = None
         if known:
             excluded = sorted({*blocked, *known} if asked.exclude_seen else blocked)
-            ranked = await self._graph.rank(Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain))
-            found = recommendations(ranked.ranking, self._perspectives, self._catalogue)
-            alone = clicks_alone(ranked.ranking, self._catalogue)
+            wanted = Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain, asked.explain_clicks)
+            try:
+                ranked = await graph.rank(wanted)
+            except OtherVersion as error:
+                raise HTTPException(503, "a new version is being taken up", {"Retry-After": "1"}) from error
+            found = recommendations(ranked.ranking, self._perspectives, catalogue, clicked_items(wanted))
+            alone = clicks_alone(ranked.ranking, catalogue)
             llm_clicks, timings = ranked.llm_clicks, ranked.timings_ms
         else:
-            found = popular(self._catalogue, asked.k, blocked)
+            found = popular(catalogue, asked.k, blocked)
         timings["total"] = milliseconds(began, time.perf_counter())
         body = {
             "session_id": asked.session_id,
@@ -140,13 +180,13 @@ class Ingress:
 
     @api.get("/items", response_model=SearchResponse, dependencies=[Depends(authorise)])
     def items(self, q: Annotated[str, Query(max_length=200)] = "") -> Response:  # a thread: it scans the catalogue
-        catalogue = self._catalogue
+        catalogue = self._served.catalogue
         found = catalogue.search(q, SEARCH_LIMIT)
         return answer({"items": [{"item_id": catalogue.item_ids[j], "title": catalogue.titles[j]} for j in found]})
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
-        probes = self._graph.probes()
+        probes = self._served.graph.probes()
         waits = [asyncio.wait_for(probe, HEALTH_TIMEOUT_S) for probe in probes.values()]
         results = await asyncio.gather(*waits, return_exceptions=True)
         parts = {}
@@ -168,5 +208,5 @@ class Ingress:
 
     def check_health(self) -> None:
         """Fails when the catalogue is not the bundle's; the other parts have checks of their own."""
-        if len(self._catalogue) != self._manifest.n_items:
+        if len(self._exported.catalogue) != self._manifest.n_items:
             raise RuntimeError("ingress: the catalogue is not complete")

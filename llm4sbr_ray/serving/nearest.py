@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from llm4sbr_ray.models.ranking import top_items
@@ -33,6 +34,20 @@ class Exact:
             return value_Bn[:, :k], item_Bn[:, :k]
         item_Bk = top_items(score_BV, k)
         return score_BV.gather(1, item_Bk), item_Bk
+
+
+class Extended:
+    """`Search` over a searched table of V rows and N more, which are items V..V+N-1."""
+
+    def __init__(self, known: Search, V: int, more_ND: Tensor) -> None:
+        self._known, self._V, self._more, self._N = known, V, Exact(more_ND), len(more_ND)
+
+    def __call__(self, query_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        known_Bk, item_Bk = self._known(query_BD, min(k, self._V))
+        more_Bn, place_Bn = self._more(query_BD, min(k, self._N))
+        value_Bm, item_Bm = torch.cat([known_Bk, more_Bn], 1), torch.cat([item_Bk, place_Bn + self._V], 1)
+        order_Bk = value_Bm.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return value_Bm.gather(1, order_Bk), item_Bm.gather(1, order_Bk)
 
 
 def build_search(table_VD: Tensor, kind: IndexKind) -> Search:

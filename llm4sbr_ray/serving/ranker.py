@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from llm4sbr_ray.models.fusion import Fused
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.memory import MemoryRecommender
 from llm4sbr_ray.serving.cache import CachedIntents
-from llm4sbr_ray.serving.nearest import IndexKind, build_search
+from llm4sbr_ray.serving.nearest import Extended, IndexKind, build_search
 from llm4sbr_ray.serving.scores import Mixture, Products, Scores, Split
 
 
@@ -33,7 +34,9 @@ class RankQuery:
     compare: bool = False  # also rank without the perspectives
     boosts: Sequence[tuple[int, float]] = ()  # items, each once, and what is added to their scores
     explain: bool = True
+    without_N3D: NDArray[np.float32] | None = None  # vectors of the session without one of N clicked items each
     items: Sequence[int] = ()  # of the session, in click order: what a memory reads
+    without_items_N: Sequence[Sequence[int]] = ()  # the same without one of N clicked items each
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Reasons:
     predicted_P: NDArray[np.bool_]  # True: by the intent predictor; False: from the LLM's answer
     shown_PR: NDArray[np.int64]  # items that show what the perspective is about, strongest first
     shown_weight_PR: NDArray[np.float32]
+    effect_kN: NDArray[np.float32] | None = None  # of each clicked item: the score less that without it
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,14 @@ class Ranker:
             self._best, self._near = (build_search(t_VD, index) for t_VD in (self._item_VD, model.item_intents()))
 
     @torch.inference_mode()
+    def with_items(self, vector_ND: Tensor) -> Ranker:
+        """This ranker with N more items, V..V+N-1; what perspectives are shown by stays as it is."""
+        more = copy.copy(self)
+        more._item_VD = torch.cat([self._item_VD, vector_ND])
+        more._best, more._n_items = Extended(self._best, self._n_items, vector_ND), self._n_items + len(vector_ND)
+        return more
+
+    @torch.inference_mode()
     def rank(self, queries: Sequence[RankQuery]) -> list[Ranking]:
         """Rank for some sessions at once; the answer for one does not depend on the others."""
         vectors = SessionVectors(*torch.from_numpy(np.stack([q.vectors_3D for q in queries])).unbind(1))
@@ -119,6 +131,10 @@ class Ranker:
         reasons, alone = dict[int, Reasons](), dict[int, Best]()
         if explained := [row for row, query in enumerate(queries) if query.explain]:
             reasons = self._reasons(explained, [best[row].item_k for row in explained], intents, fused, z_BPD, scores)
+            for row in explained:
+                if queries[row].without_N3D is not None:
+                    effect_kN = self._click_effects(queries[row], best[row], scores, row)
+                    reasons[row] = replace(reasons[row], effect_kN=effect_kN)
         if compared := [row for row, query in enumerate(queries) if query.compare]:
             without = self._model.fuse(vectors, torch.zeros_like(z_BPD))  # all perspectives at zero
             asked = [queries[row] for row in compared]
@@ -132,7 +148,8 @@ class Ranker:
     def _scores(self, session_BD: Tensor, queries: Sequence[RankQuery]) -> Scores:
         if self._memory is None:
             return Products(self._best, self._item_VD, session_BD)
-        batch = pad_sessions([list(query.items) for query in queries], self._n_items, self._model.config.max_length)
+        n_known = self._memory.n_items
+        batch = pad_sessions([list(query.items) for query in queries], n_known, self._model.config.max_length)
         return Mixture(self._memory, session_BD @ self._item_VD.T, batch)
 
     def _reasons(
@@ -164,6 +181,17 @@ class Ranker:
                 rows, items, contribution_BkP, gate_BP, predicted_BP, shown_BPR, weight_BPR, strict=True
             )
         }
+
+    def _click_effects(self, query: RankQuery, best: Best, scores: Scores, row: int) -> NDArray[np.float32]:
+        """k x N: how much lower each item would score without each clicked item, the LLM's intents kept as they are."""
+        vectors = SessionVectors(*torch.from_numpy(query.without_N3D).unbind(1))
+        N = len(vectors.session_BD)
+        left = [replace(query, items=items) for items in query.without_items_N] or [query] * N
+        without_ND = self._model.fuse(vectors, self._model.intent_vectors(vectors, self._intents(left))).session_BD
+        without = self._scores(without_ND, left)
+        lower_kN = np.stack([without.of(n, best.item_k) for n in range(N)], axis=1)
+        effect_kN: NDArray[np.float32] = scores.of(row, best.item_k)[:, None] - lower_kN
+        return effect_kN
 
     def check(self) -> None:
         """Rank for a probe.

@@ -44,6 +44,7 @@ class RecommendRequest(_Message):
     exclude_seen: bool = Field(default=True, strict=True)  # leave the session's own items out of the ranking
     compare: bool = Field(default=False, strict=True)  # also rank by the clicks alone, without the perspectives
     explain: bool = Field(default=True, strict=True)  # false: a smaller and faster answer without reasons
+    explain_clicks: bool = Field(default=False, strict=True)  # also say which clicks moved each item
     block: list[Id] = Field(default=[], max_length=MAX_SESSION_ITEMS)  # never recommended
     boost: dict[IdText, Boost] = Field(default={}, max_length=MAX_BOOSTED)  # item id: what is added to its score
 
@@ -67,6 +68,17 @@ class PerspectiveShare(_Message):
     localised_items: list[LocalisedItem]
 
 
+class CatalogueItem(_Message):
+    item_id: str
+    title: str | None
+
+
+class ClickEffect(CatalogueItem):
+    """What a clicked item did for one recommended item."""
+
+    effect: float  # the score less what it would be without this item in the session
+
+
 class MemoryShare(_Message):
     """What followed such clicks in the train sessions."""
 
@@ -80,6 +92,7 @@ class Explanation(_Message):
     text: str  # one sentence for people
     perspectives: list[PerspectiveShare]
     memory: MemoryShare | None  # None: the model has no memory
+    clicks: list[ClickEffect] | None  # where `explain_clicks` asked for them: the strongest, largest effect first
 
 
 class Recommendation(_Message):
@@ -108,11 +121,6 @@ class RecommendResponse(_Message):
     served_by: Literal["model", "popularity"]
     llm_clicks: int | None  # the LLM's answer is about the first so many known items; None: no answer is known
     timings_ms: dict[str, float]  # encode, intents, rank: each hop with its network; total: all within the service
-
-
-class CatalogueItem(_Message):
-    item_id: str
-    title: str | None
 
 
 class SearchResponse(_Message):

@@ -16,6 +16,8 @@ from llm4sbr_ray.perspectives.outputs import questions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 FORMED = ("category-need", "summary")
+USE = {"name": "use", "level": "item", "anchor": "global", "instruction": "What is it for? Only output that."}
+TAGS = {"name": "tags", "level": "item", "anchor": "local", "from_field": "attributes"}
 STEADY = {"name": "steady", "anchor": "global", "instruction": "Name an item like all of these. Only output its name."}
 
 
@@ -23,7 +25,7 @@ def second_run(pipeline_run: Run) -> Run:
     """A run beside the first with one more perspective, and the stages before the LLM as the first committed them."""
     config = load_config([*SMALL, "--storage", pipeline_run.config.storage, "--name", "second"])
     shipped = [yaml.safe_load((ROOT / f"configs/perspectives/{name}.yaml").read_text()) for name in FORMED]
-    views = (*config.perspectives.views, *map(Perspective.model_validate, [STEADY, *shipped]))
+    views = (*config.perspectives.views, *map(Perspective.model_validate, [STEADY, USE, TAGS, *shipped]))
     # The pocket LM was never taught JSON: what it does not finish within max_tokens is an error, as it should be.
     update = {"views": views, "splits": ("test",), "max_error_rate": 1.0, "retries": 0}
     perspectives = config.perspectives.model_copy(update=update)
@@ -62,6 +64,25 @@ def test_a_second_run_asks_only_what_is_new_and_a_retry_only_what_failed(pipelin
     assert needs
     for row in run.read_table("perspectives", "summary").to_pylist():
         assert row["error"] is not None or set(json.loads(row["answer"])) == {"sentence", "taste"}
+
+    # Of level item: one call an item or none, and intents of every sample among the items, like all others.
+    items, samples = run.read_table("data", "items.parquet"), run.read_table("data", "test")
+    assert facts["perspectives"]["use"]["prompts"] == len(items)
+    assert facts["perspectives"]["tags"]["prompts"] == 0
+    last = [items["attributes"][prefix[-1]].as_py() for prefix in samples["items"].to_pylist()]
+    assert run.read_table("perspectives", "tags")["answer"].to_pylist() == [" ".join(tags) for tags in last]
+    for view in ("use", "tags"):
+        assert len(run.read_table("item-answers", view)) == len(items)
+        intents = run.read_table("intents", view)
+        assert intents["sample_key"].to_pylist() == samples["sample_key"].to_pylist()
+        assert any(intents["grounded"].to_pylist())
+    joined = run.read_table("intents", "samples", "test")
+    views = len(run.config.perspectives.views)
+    assert {len(row) for row in joined["intent_items"].to_pylist()} == {views * run.config.text.localised_items}
+    for figures in run.manifest()["stages"]["intents"]["perspectives"].values():
+        if "answers" in figures:
+            shares = figures["exact_title_rate"] + figures["near_rate"] + figures["far_rate"]
+            assert shares == pytest.approx(1 if figures["answers"] else 0, abs=2e-4)
 
     # An error, as an engine would have left it: in the committed stage, and no answer in the store.
     table = run.read_table("perspectives", "steady")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Budget, Perspectives
+from llm4sbr_ray.config import LONG_TERM, SHORT_TERM, Budget, Perspective, Perspectives
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.budget import choose, next_item_entropy
 from llm4sbr_ray.perspectives.render import PROMPT_SCHEMA
@@ -88,6 +88,19 @@ def test_a_budget_is_kept_and_choices_are_nested(stores: tuple[Store, Store], tm
         assert len(keys) == calls
         assert before <= keys
         before = keys
+
+
+def test_items_are_asked_beside_the_budget(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    prompts = stores[1].read_table("")
+    about_items = [{"position": 20 + j, "split": "items", "view": "use", "prompt_key": f"use {j}"} for j in range(V)]
+    rows = [row | {"sample_key": f"item:{j}", "items": [j]} for j, row in enumerate(about_items)]
+    stores[1].write_table(pa.concat_tables([prompts, pa.Table.from_pylist(rows, PROMPT_SCHEMA)]), "part-0.parquet")
+    use = Perspective(name="use", level="item", anchor="global", instruction="What is it for?")
+    config = Perspectives(views=(LONG_TERM, SHORT_TERM, use), budget=Budget(calls=3), splits=("train", "test"))
+    choose(stores[1], stores[1].below("chosen"), stores[0], config)
+    keys = set(stores[1].below("chosen").read_table("")["prompt_key"].to_pylist())
+    assert {key for key in keys if key.startswith("use")} == {f"use {j}" for j in range(V)}
+    assert len(keys) == V + 3
 
 
 def test_uncertain_needs_a_number() -> None:

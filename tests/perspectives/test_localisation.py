@@ -55,6 +55,26 @@ def test_an_exact_title_finds_its_item() -> None:
     np.testing.assert_allclose(found.cosine_N, 1.0, atol=1e-6)
 
 
+def test_exact_first_gives_a_named_item_all_the_weight() -> None:
+    rng = np.random.default_rng(1)
+    items, answers = unit_rows(rng, 30, 8), unit_rows(rng, 5, 8)
+    named = np.array([-1, 4, -1, 29, 0], np.int32)
+    plain = localise(answers, items, 3, min_cosine=0.2, chunk=2)
+    found = localise(answers, items, 3, min_cosine=0.2, chunk=2, exact_N=named)
+    for row, item in enumerate(named):
+        if item < 0:
+            assert found.item_NR[row].tolist() == plain.item_NR[row].tolist()
+            np.testing.assert_array_equal(found.weight_NR[row], plain.weight_NR[row])
+            continue
+        assert found.item_NR[row, 0] == item
+        assert found.weight_NR[row].tolist() == [1.0, 0.0, 0.0]
+        assert found.grounded_N[row]
+        np.testing.assert_array_equal(found.vector_NE[row], items[item])
+        np.testing.assert_allclose(found.cosine_N[row], items[item] @ answers[row], atol=1e-6)
+        others = [j for j in np.argsort(-(items @ answers[row])) if j != item]
+        assert found.item_NR[row, 1:].tolist() == others[:2]
+
+
 def test_an_answer_far_from_everything_is_ungrounded() -> None:
     items = np.array([[1.0, 0.0], [0.9, math.sqrt(0.19)]], np.float32)
     found = localise(np.array([[-1.0, 0.0]], np.float32), items, 2, min_cosine=0.3)

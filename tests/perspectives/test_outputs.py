@@ -1,6 +1,7 @@
 """Perspectives from YAML alone: fields, choices, JSON; and titles that try to be more than titles."""
 
 import functools
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -47,10 +48,10 @@ def config(**view: object) -> Perspectives:
     return Perspectives(views=(LONG_TERM, Perspective.model_validate(fields)))
 
 
-def test_the_shipped_perspectives_are_the_three_of_the_guide() -> None:
-    assert {name: view.name for name, view in SHIPPED.items()} == {
-        name: name for name in ("brand-taste", "category-need", "summary")
-    }
+def test_the_shipped_perspectives_are_those_of_the_guide() -> None:
+    guide = (ROOT / "docs" / "perspectives.md").read_text()
+    listed = set(re.findall(r"^\| ([a-z-]+)\.yaml \|", guide, re.MULTILINE))
+    assert {name: view.name for name, view in SHIPPED.items()} == {name: name for name in listed}
 
 
 def test_fields_choose_what_a_prompt_shows(catalogue: Store) -> None:

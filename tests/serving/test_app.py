@@ -17,6 +17,8 @@ from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.serving.app import BehaviourEncoder, EmbeddingCache, FusionRanker, ServeArgs, build_app
 from llm4sbr_ray.serving.bundle import Bundle, export
+from llm4sbr_ray.serving.graph import OtherVersion
+from llm4sbr_ray.serving.ranker import RankQuery
 
 SERVE_CONFIGS = Path(__file__).parents[2] / "serve_configs"
 
@@ -68,10 +70,24 @@ def test_a_later_export_refreshes_the_cache(run: Run, tmp_path: Path) -> None:
     later.write_table(newcomer, "intents/samples/test/part-2.parquet")
     export(later)
     session = np.array(first_known(99, 5), np.int32)
-    cache = EmbeddingCache(*place(run), 1000, 0)
-    assert asyncio.run(cache.lookup(session)) is None
+    cache, version = EmbeddingCache(*place(run), 1000, 0), place(run)[1]
+    assert asyncio.run(cache.lookup(session, version)) is None
     cache.reconfigure({"newer_bundle": later.uri("bundle")})
-    assert asyncio.run(cache.lookup(session)) is not None
+    assert asyncio.run(cache.lookup(session, version)) is not None
+
+
+def test_parts_refuse_an_ingress_of_another_version(run: Run) -> None:
+    threads = torch.get_num_threads()
+    encoder, ranker = BehaviourEncoder(*place(run)), FusionRanker(*place(run))
+    torch.set_num_threads(threads)
+    session, query = np.array([1, 2], np.int32), RankQuery(np.zeros((3, 16), np.float32), None, [], 1)
+    for asked in (
+        encoder.encode(session, "another"),
+        EmbeddingCache(*place(run), 100, 3).lookup(session, "another"),
+        ranker.rank(query, "another"),
+    ):
+        with pytest.raises(OtherVersion, match="the ingress another"):
+            asyncio.run(asked)
 
 
 def test_intents_of_another_catalogue_are_refused(run: Run, tmp_path: Path) -> None:

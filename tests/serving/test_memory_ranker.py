@@ -103,6 +103,39 @@ def test_a_boost_is_added_to_the_probability(bundle: tuple[Bundle, MemoryRecomme
     assert ranking.score_k[0] == pytest.approx(score + 2)
 
 
+def test_what_a_clicked_item_did_is_the_score_less_that_without_it(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+    opened, offline = bundle
+    network, session = opened.model(), [5, 8, 11]
+    left = [[8, 11], [5, 11], [5, 8]]
+    whole, *without = SessionEncoder(network, V).encode([session, *left])
+    ranker = Ranker(network, V, 3, memory=opened.memory())
+    query = RankQuery(whole, None, session, 5, without_N3D=np.stack(without), items=session, without_items_N=left)
+    ranking = ranker.rank([query])[0]
+    with torch.inference_mode():
+        scores = offline.score(pad_sessions([session, *left], V, network.config.max_length)).numpy()
+    assert ranking.reasons is not None
+    assert ranking.reasons.effect_kN is not None
+    wanted = (scores[:1] - scores[1:])[:, ranking.item_k].T
+    np.testing.assert_allclose(ranking.reasons.effect_kN, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_new_items_are_ranked_by_the_network_alone(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+    opened, _ = bundle
+    network, session = opened.model(), SESSIONS[1]
+    ranker = Ranker(network, V, 3, memory=opened.memory())
+    vectors_3D = SessionEncoder(network, V).encode([session])[0]
+    query = RankQuery(vectors_3D, None, [], V + 2, items=session)
+    likely = network.backbone.item_vectors()[ranker.rank([query])[0].item_k[:1]]
+    more = ranker.with_items(torch.cat([likely * 2, likely * -2]).detach()).rank([query])[0]
+    assert len(more.item_k) == V + 2
+    assert more.score_k.sum() == pytest.approx(1, abs=1e-4)
+    assert more.reasons is not None
+    assert more.reasons.memory_k is not None
+    place = more.item_k.tolist().index
+    assert more.reasons.memory_k[[place(V), place(V + 1)]].tolist() == [0, 0]
+    assert more.score_k[place(V)] > more.score_k[place(V + 1)]
+
+
 def test_a_quantised_index_is_refused(bundle: tuple[Bundle, MemoryRecommender]) -> None:
     opened, _ = bundle
     with pytest.raises(UserError, match="set index to 'exact'"):

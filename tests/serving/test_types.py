@@ -18,7 +18,15 @@ def parse(**changes: Any) -> RecommendRequest:
 
 def test_defaults_and_kept_ids() -> None:
     request = parse(session_id=12)
-    defaults = {"k": 20, "exclude_seen": True, "compare": False, "explain": True, "block": [], "boost": {}}
+    defaults = {
+        "k": 20,
+        "exclude_seen": True,
+        "compare": False,
+        "explain": True,
+        "explain_clicks": False,
+        "block": [],
+        "boost": {},
+    }
     assert request.model_dump() == {"session_id": 12, "items": ["a", 7], **defaults}
 
 

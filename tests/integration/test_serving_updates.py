@@ -1,0 +1,163 @@
+"""New versions of a bundle under traffic, over real HTTP: none is lost, none is mixed, a broken one is refused."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+import torch
+from ray import serve
+from serving_run import V, planted_model, planted_run
+
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.models.base import pad_sessions
+from llm4sbr_ray.models.ranking import top_items
+from llm4sbr_ray.serving.app import ServeArgs, build_app
+from llm4sbr_ray.serving.ask import free_port
+from llm4sbr_ray.serving.bundle import Bundle, export
+
+pytestmark = pytest.mark.integration
+SESSION, K = [1, 2, 3, 59], 10  # no LLM has read it
+WIDTHS = (16, 24)  # of the two versions: vectors of one do not fit the other
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Two runs with a bundle, by its version."""
+    found = {}
+    for width in WIDTHS:
+        run = planted_run(tmp_path_factory.mktemp("runs"), model={"width": width, "max_length": 8})
+        export(run)
+        found[Bundle(run.uri("bundle")).manifest.version] = run
+    return found
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None) -> Iterator[str]:
+    port = free_port()
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def offline(run: Run) -> list[str]:
+    batch = pad_sessions([SESSION], V, run.config.model.max_length)
+    with torch.inference_mode():
+        scores_BV = planted_model(run.config).score(batch)
+    seen = torch.zeros(len(SESSION), dtype=torch.int64), torch.tensor(SESSION)
+    return [f"id-{j}" for j in top_items(scores_BV, K, seen)[0].tolist()]
+
+
+class Traffic:
+    """Asks without a pause, from four threads, until it is stopped."""
+
+    def __init__(self, url: str) -> None:
+        self.answers: list[httpx.Response] = []
+        self._url, self._stop = url, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
+
+    def _ask(self) -> None:
+        body = {"session_id": "s", "items": [f"id-{j}" for j in SESSION], "k": K}
+        with httpx.Client(timeout=30, trust_env=False) as client:
+            while not self._stop.wait(0.01):
+                self.answers.append(client.post(f"{self._url}/recommend", json=body))
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("graph", ["fused", "composed"])
+def test_a_new_version_is_taken_up_and_rolled_back(
+    url: str, versions: dict[str, Run], graph: Literal["fused", "composed"]
+) -> None:
+    expected = {version: offline(run) for version, run in versions.items()}
+    first = next(iter(versions))
+    order = [*versions, first]
+    serve.run(build_app(ServeArgs(bundle=versions[first].uri("bundle"), graph=graph)), name="llm4sbr")
+    with Traffic(url) as traffic:
+        for version in order[1:]:
+            serve.run(build_app(ServeArgs(bundle=versions[version].uri("bundle"), graph=graph)), name="llm4sbr")
+            last = httpx.post(f"{url}/recommend", json={"session_id": 1, "items": ["id-1"]}, trust_env=False).json()
+            assert last["version"] == version
+    statuses = {response.status_code for response in traffic.answers}
+    assert statuses <= ({200} if graph == "fused" else {200, 503})
+    served = set()
+    for response in traffic.answers:
+        if response.status_code == 200:
+            answer = response.json()
+            assert [r["item_id"] for r in answer["recommendations"]] == expected[answer["version"]]
+            served.add(answer["version"])
+        else:
+            assert response.headers["retry-after"] == "1"
+    assert served == set(versions)
+
+
+def test_a_broken_bundle_is_refused_while_the_running_one_answers(
+    url: str, versions: dict[str, Run], tmp_path: Path
+) -> None:
+    first, other = versions
+    fused = ServeArgs(bundle=versions[first].uri("bundle"), graph="fused")
+    serve.run(build_app(fused), name="llm4sbr")
+    broken = Path(shutil.copytree(versions[other].path("bundle"), tmp_path / "bundle"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with Traffic(url) as traffic, pytest.raises(UserError, match=r"model\.safetensors"):
+        serve.run(build_app(fused.model_copy(update={"bundle": str(broken)})), name="llm4sbr")
+    body = {"session_id": "s", "items": ["id-1"]}
+    after = httpx.post(f"{url}/recommend", json=body, trust_env=False)
+    assert {response.status_code for response in [*traffic.answers, after]} == {200}
+    assert after.json()["version"] == first
+
+
+def test_new_items_are_recommended_at_once(url: str, pipeline_run: Run) -> None:
+    """As `serve deploy` brings them: the same application with another user_config."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    title = str(pipeline_run.read_table("data/items.parquet")["title"][7].as_py())
+    args = ServeArgs(bundle=pipeline_run.uri("bundle"), graph="fused").model_dump()
+    application: dict[str, Any] = {"name": "llm4sbr", "import_path": "llm4sbr_ray.serving.app:build_app", "args": args}
+
+    def deploy(new_items: list[dict[str, str]]) -> None:
+        ingress = {"name": "Ingress", "user_config": {"new_items": new_items}}
+        config = ServeDeploySchema.model_validate({"applications": [application | {"deployments": [ingress]}]})
+        _get_global_client().deploy_apps(config, _blocking=True)
+
+    def answered(item_id: str) -> dict[str, Any]:
+        body = {"session_id": "s", "items": [item_id], "k": 100, "exclude_seen": False}
+        answer = httpx.post(f"{url}/recommend", json=body, timeout=30, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    first = str(pipeline_run.read_table("data/items.parquet")["item_id"][3].as_py())
+    deploy([])
+    assert answered("brand-new")["ignored_items"] == ["brand-new"]
+    with Traffic(url) as traffic:
+        deploy([{"item_id": "brand-new", "title": title}])
+        deadline = time.monotonic() + 30
+        while answered("brand-new")["ignored_items"] and time.monotonic() < deadline:
+            time.sleep(0.2)
+    assert {response.status_code for response in traffic.answers} == {200}
+    assert answered("brand-new")["served_by"] == "model"
+    by_id = {r["item_id"]: r for r in answered(first)["recommendations"]}
+    assert by_id["brand-new"]["title"] == title
+    deploy([])
+    deadline = time.monotonic() + 30
+    while not answered("brand-new")["ignored_items"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert answered("brand-new")["ignored_items"] == ["brand-new"]
