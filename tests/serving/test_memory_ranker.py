@@ -125,7 +125,7 @@ def test_new_items_are_ranked_by_the_network_alone(bundle: tuple[Bundle, MemoryR
     ranker = Ranker(network, V, 3, memory=opened.memory())
     vectors_3D = SessionEncoder(network, V).encode([session])[0]
     query = RankQuery(vectors_3D, None, [], V + 2, items=session)
-    likely = network.backbone.item_vectors()[ranker.rank([query])[0].item_k[:1]]
+    likely = network.backbone.item_vectors()[Ranker(network, V, 3).rank([query])[0].item_k[:1]]
     more = ranker.with_items(torch.cat([likely * 2, likely * -2]).detach()).rank([query])[0]
     assert len(more.item_k) == V + 2
     assert more.score_k.sum() == pytest.approx(1, abs=1e-4)
