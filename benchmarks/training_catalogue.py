@@ -2,10 +2,10 @@
 
     python benchmarks/training_catalogue.py [--json FILE] [--items 10000 100000 1000000] [--losses full sampled gbce]
 
-Each pair runs in a process of its own; its memory is what the peak rose by since the samples were made. A step is that of
-training/loop.py with SR-GNN at the default width: the batch, the loss, the gradient, clipping, the optimizer. Sessions
-are synthetic; items are clicked with the frequencies of a Zipf law. `dense` is sampled softmax with the gradient of the
-whole item table, to show what the row-wise one saves. Full softmax over a million items takes seconds a step.
+Each pair runs in a process of its own; its memory is what the peak rose by since the samples were made. A step is that
+of training/loop.py with SR-GNN at the default width: batch, loss, gradient, clipping, optimizer. Sessions are made up,
+items clicked with the frequencies of a Zipf law. `dense` is sampled softmax with the gradient of the whole item table:
+what the row-wise one saves. Full softmax over a million items takes seconds a step.
 """
 
 from __future__ import annotations

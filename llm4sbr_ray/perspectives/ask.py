@@ -13,7 +13,7 @@ from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import budget, engine, relational
 from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.answers import ITEM_ANSWERS, take_from_field, write_answers
-from llm4sbr_ray.perspectives.outputs import questions
+from llm4sbr_ray.perspectives.outputs import field_texts, questions
 from llm4sbr_ray.perspectives.progress import Progress
 from llm4sbr_ray.perspectives.render import ITEMS, render, unique_prompts
 
@@ -97,6 +97,8 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
     if not work.exists("prompts.done"):
         work.delete("prompts")
         questions(data, config)  # refuses here, in one line, what the actors would meet
+        for view in given.views:
+            field_texts(data, view)
         render(data, work.below("prompts"), identity, config)
         work.delete("given")
         if given.views:

@@ -121,7 +121,7 @@ class ItemIntents:
                 "grounded": pa.array(found.grounded_N),
                 "exact_title": pa.array(np.zeros(len(samples), np.bool_)),
                 "cosine": pa.array(found.cosine_N),
-                "embedding": list_column(h_NE.astype(np.float16)),
+                "embedding": list_column(h_NE),  # float32: DuckDB, which these pass through, has no float16
             }
         )
 

@@ -15,6 +15,7 @@ from llm4sbr_ray.config import LONG_TERM, Perspective, Perspectives, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.answers import NO_TEXT, take_from_field, write_answers
+from llm4sbr_ray.perspectives.intents import INTENT_SCHEMA
 from llm4sbr_ray.perspectives.item_level import ItemIntents, item_answers, list_column, session_vectors
 from llm4sbr_ray.perspectives.render import ITEMS, RenderFile, sample_files, unique_prompts
 
@@ -118,7 +119,12 @@ def test_a_session_has_the_items_near_to_it_in_the_perspective(run: Store, ancho
     view = USE.model_copy(update={"anchor": anchor})
     actor = ItemIntents(run.uri(), run.uri("own"), view, Text(localised_items=2, min_cosine=0.0), max_items=2)
     (file,) = [file for file in sample_files(run.below("data"), CONFIG) if file["split"] != ITEMS]
-    rows = actor(pa.Table.from_pylist([file])).to_pylist()
+    table = actor(pa.Table.from_pylist([file]))
+    database = relational.connect()
+    database.register("table_of_actor", table)
+    query = database.sql("SELECT * EXCLUDE (split) FROM table_of_actor ORDER BY position")
+    relational.copy_to(query, run, "joined", INTENT_SCHEMA.append(pa.field("position", pa.int64())))
+    rows = run.read_table("joined").to_pylist()
     assert [row["sample_key"] for row in rows] == ["s:0", "s:1", "s:2", "s:3"]
     assert [row["position"] for row in rows] == [0, 1, 2, 3]
     for row, prefix in zip(rows, PREFIXES, strict=True):
