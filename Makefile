@@ -18,7 +18,7 @@ endif
 endif
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: demo test lint install bench docs clean
+.PHONY: demo test lint install bench docs audit clean
 .DEFAULT_GOAL := demo
 
 install: $(STAMP)
@@ -45,6 +45,10 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/models_step.py
 	$(BIN)/python benchmarks/training.py --steps 10
+
+# Known vulnerabilities of the pinned packages. It asks a public database, so it is no part of the tests.
+audit: install
+	$(BIN)/uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
 
 docs: install
 	$(BIN)/python docs/build.py
