@@ -12,7 +12,7 @@ The intent predictor (ours) guesses z_p from behaviour, so a session without LLM
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,8 +26,6 @@ from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax
 from llm4sbr_ray.models.fusion import Fused, build_fusion
 from llm4sbr_ray.models.predictor import IntentPredictor, predictor_loss
 from llm4sbr_ray.models.text_space import start_from_text
-
-Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class LLM4SBR(Recommender):
@@ -164,11 +162,12 @@ class LLM4SBR(Recommender):
             kept_B = torch.rand(len(target_B), device=target_B.device) >= self.predictor_mix
             use_text_BP = grounded_BP & kept_B[:, None]
         fused = self.fuse(vectors, torch.where(use_text_BP[..., None], text_BPD, predicted_BPD))
-        anchor_BPD = self.anchor_vectors(vectors)
+        modality_2PBD = torch.stack([text_BPD, self.anchor_vectors(vectors)]).transpose(1, 2)
+        grounded_PB = grounded_BP.T
         parts = {
             "cross_entropy": self.ranking_loss(fused.session_BD, self.backbone, target_B),
-            "alignment": _sum_over_perspectives(alignment, text_BPD, anchor_BPD, grounded_BP),
-            "uniformity": _sum_over_perspectives(_both_uniform, text_BPD, anchor_BPD, grounded_BP),
+            "alignment": alignment(modality_2PBD[0], modality_2PBD[1], grounded_PB).sum(),
+            "uniformity": uniformity(modality_2PBD, grounded_PB).mean(0).sum(),  # the mean of both modalities
             "predictor": predictor_loss(predicted_BPD, text_BPD, grounded_BP),
         }
         total = (
@@ -179,13 +178,3 @@ class LLM4SBR(Recommender):
             + vectors.auxiliary
         )
         return {"total": total, **parts}
-
-
-def _both_uniform(z_BD: Tensor, anchor_BD: Tensor, counts_B: Tensor) -> Tensor:
-    """The mean uniformity of both modalities."""
-    return (uniformity(z_BD, counts_B) + uniformity(anchor_BD, counts_B)) / 2
-
-
-def _sum_over_perspectives(measure: Measure, z_BPD: Tensor, anchor_BPD: Tensor, counts_BP: Tensor) -> Tensor:
-    triples = zip(z_BPD.unbind(1), anchor_BPD.unbind(1), counts_BP.unbind(1), strict=True)
-    return torch.stack([measure(*triple) for triple in triples]).sum()

@@ -66,3 +66,17 @@ def test_nothing_to_compare_is_zero_with_finite_gradients(
     (uniformity(x, counts) + alignment(x, y, counts)).backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+def test_dimensions_before_the_rows_are_kept(vectors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    x, y, counts = vectors
+    few = counts & (torch.arange(9) < 5)
+    x_2PBD = torch.stack([torch.stack([x, y]), torch.stack([y, 2 + x])])
+    counts_PB = torch.stack([counts, few])
+    for modality in (0, 1):
+        for p in (0, 1):
+            one = x_2PBD[modality, p], counts_PB[p]
+            torch.testing.assert_close(uniformity(x_2PBD, counts_PB)[modality, p], uniformity(*one))
+            torch.testing.assert_close(
+                alignment(x_2PBD[0], x_2PBD[1], counts_PB)[p], alignment(x_2PBD[0, p], x_2PBD[1, p], counts_PB[p])
+            )
