@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from llm4sbr_ray.config import RunConfig
-from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.errors import StorageError, UserError
 
 VERSIONED = ("llm4sbr-ray", "ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numpy")
 LOCK_FILE = "lock.json"  # see lock.py
@@ -75,15 +75,26 @@ class Store:
             return bytes(stream.read())
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a whole file; a reader sees the old content or the new, never a part."""
+        """Write a whole file; a reader sees the old content or the new, never a part.
+
+        Raises
+        ------
+        StorageError
+            The storage refuses: it is full, read-only, or away.
+        """
         target = self.path(*parts)
-        self.fs.create_dir(posixpath.dirname(target), recursive=True)
         # Local files appear by rename. Object stores publish an object only when its upload is complete.
         aside = f"{target}.{os.getpid()}.tmp" if isinstance(self.fs, pafs.LocalFileSystem) else target
-        with self.fs.open_output_stream(aside) as stream:
-            stream.write(data)
-        if aside != target:
-            self.fs.move(aside, target)
+        try:
+            self.fs.create_dir(posixpath.dirname(target), recursive=True)
+            with self.fs.open_output_stream(aside) as stream:
+                stream.write(data)
+            if aside != target:
+                self.fs.move(aside, target)
+        except OSError as error:
+            if aside != target and Path(aside).is_file():  # on a full disk half a file is in the way
+                Path(aside).unlink()
+            raise StorageError(self.uri(*parts), error) from error
 
     def read_json(self, *parts: str) -> Any:
         return json.loads(self.read_bytes(*parts))

@@ -19,10 +19,11 @@ from torch import nn
 
 from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Run, Stage, Store
+from llm4sbr_ray.errors import StorageError
 from llm4sbr_ray.training.batches import Samples, join_samples
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
 from llm4sbr_ray.training.inputs import Source, require_samples, source
-from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
+from llm4sbr_ray.training.loop import NON_FINITE, NonFiniteLossError, train_model
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.relay import Relay
 from llm4sbr_ray.training.start import starting_model
@@ -39,6 +40,7 @@ class Task:
     model: str
     seed: int
     stage: str
+    store: Store  # of the stage
     train: Source
     valid: Source
     progress: Queue
@@ -68,8 +70,8 @@ def train_on_workers(
     require_samples(run.config, *(sum(s.count() for s in shards) for shards in (train_shards, valid_shards)))
     _drop_torn_snapshot(stage.store.below(RAY_TRAIN_FOLDER, _name(model, seed)))
     with Relay() as relay:
-        task = Task(run, model, seed, stage.name, train, valid, relay.queue)
-        result = ray.train.torch.TorchTrainer(
+        task = Task(run, model, seed, stage.name, stage.store, train, valid, relay.queue)
+        trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"task": task},
             datasets={
@@ -91,10 +93,28 @@ def train_on_workers(
                 failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
                 callbacks=list(callbacks),
             ),
-        ).fit()
+        )
+        try:
+            result = trainer.fit()
+        except (ray.train.TrainingFailedError, OSError) as error:
+            refusal = _storage_refusal(error)
+            if refusal is None:
+                raise
+            raise StorageError(stage.store.uri(RAY_TRAIN_FOLDER), refusal) from error
     if result.return_value is not None:
         raise NonFiniteLossError(result.return_value)
     return _read(result.checkpoint)
+
+
+def _storage_refusal(error: BaseException) -> OSError | None:
+    """The storage's own error behind a failed training, on whichever side it was met."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        causes = list(error.worker_failures.values())
+    elif isinstance(error, ray.train.ControllerError):
+        causes = [error.controller_failure]
+    else:
+        causes = [error]
+    return next((cause for cause in causes if isinstance(cause, OSError)), None)
 
 
 def _name(model: str, seed: int) -> str:
@@ -162,6 +182,8 @@ def _work(config: dict[str, Any]) -> str | None:
             on_epoch=report,
         )
     except NonFiniteLossError as error:  # all workers raise it together; another try would end the same way
+        if error.keys:
+            task.store.write_json(error.keys, NON_FINITE)
         return str(error)
     return None
 

@@ -9,7 +9,7 @@ checkpoint ends with the same weights as one that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,10 +30,18 @@ from llm4sbr_ray.training.validation import valid_score, validate
 from llm4sbr_ray.training.workers import gather_text, max_over_workers, rank, sum_over_workers, world_size
 
 SHOWN_KEYS = 3
+NON_FINITE = "non-finite.json"  # the sample keys of the batch that a training ended with, beside its checkpoints
 
 
 class NonFiniteLossError(UserError):
-    """The loss or its gradient is NaN or infinite. Raised by all workers in the same step."""
+    """The loss or its gradient is NaN or infinite. Raised by all workers in the same step.
+
+    `keys` are the samples of this worker's batch; none where another worker's loss is to blame.
+    """
+
+    def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = list(keys)
 
 
 class TrainingStep(nn.Module):
@@ -187,9 +195,11 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _non_finite(samples: Samples, rows_B: Tensor, loss: Tensor, epoch: int) -> NonFiniteLossError:
     keys = ", ".join(samples.keys(rows_B[:SHOWN_KEYS].tolist()))
     own = f"loss {loss.item():g} on the batch that begins with samples {keys}"
-    everyone = gather_text("" if torch.isfinite(loss) else own, loss.device)
-    culprits = [text for text in everyone if text] or gather_text(own, loss.device)
+    finite = bool(torch.isfinite(loss))
+    everyone = gather_text("" if finite else own, loss.device)
+    culprits = [text for text in everyone if text]
     return NonFiniteLossError(
-        f"epoch {epoch}: the loss or its gradient is not finite ({culprits[0]}); "
-        "try a lower train.learning_rate or train.clip_norm"
+        f"epoch {epoch}: the loss or its gradient is not finite ({(culprits or gather_text(own, loss.device))[0]}); "
+        "try a lower train.learning_rate or train.clip_norm",
+        [] if finite and culprits else samples.keys(rows_B.tolist()),
     )

@@ -29,7 +29,7 @@ from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Counter
 from llm4sbr_ray.training.counts import fit_count_model
 from llm4sbr_ray.training.inputs import read_samples, require_samples, source
 from llm4sbr_ray.training.load import count_items, model_folder, save_model
-from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
+from llm4sbr_ray.training.loop import NON_FINITE, NonFiniteLossError, train_model
 from llm4sbr_ray.training.memory import fit_memory_model
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.start import starting_model
@@ -117,7 +117,7 @@ def _body(stage: Stage, model: str, seed: int) -> Facts:
     try:
         done = train_model_somewhere(stage, model, seed)
     except NonFiniteLossError as error:
-        raise UserError(f"{stage.name}: {error}") from error
+        raise UserError(f"{stage.name}: {error}. All samples of that batch: {stage.store.uri(NON_FINITE)}") from error
     counters, run = done.counters, stage.run
     save_model(
         stage.store,
@@ -159,12 +159,16 @@ def train_here(
         print(epoch_line(stage.name, checkpoint.counters), flush=True)
         on_epoch(checkpoint.counters)
 
-    return train_model(
-        built,
-        train_samples.to(device),
-        valid_samples.to(device),
-        run.config.train,
-        seed,
-        resume=from_bytes(store.read_bytes(CHECKPOINT_FILE)) if store.exists(CHECKPOINT_FILE) else None,
-        on_epoch=keep,
-    )
+    try:
+        return train_model(
+            built,
+            train_samples.to(device),
+            valid_samples.to(device),
+            run.config.train,
+            seed,
+            resume=from_bytes(store.read_bytes(CHECKPOINT_FILE)) if store.exists(CHECKPOINT_FILE) else None,
+            on_epoch=keep,
+        )
+    except NonFiniteLossError as error:
+        store.write_json(error.keys, NON_FINITE)
+        raise
