@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.ranker import Ranking, Reasons, shares
