@@ -30,12 +30,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
 
 from llm4sbr_ray.config import ModelConfig, Neighbours, TrainConfig
 from llm4sbr_ray.models.backbones import BACKBONES
 from llm4sbr_ray.models.build import build_model
 from llm4sbr_ray.training.batches import Samples, samples_from_table
+from llm4sbr_ray.training.optimizer import AdamOfBoth
 
 CATALOGUES = {"beauty": (12_101, 9), "diginetica": (43_097, 5)}  # items, mean clicks of a session
 BACKBONE_NAMES = ("srgnn", "gru4rec", "sasrec")
@@ -49,10 +49,10 @@ Step = Callable[[], None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of each model (default 20)")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what a step's time is (default wall)")
     parser.add_argument("--data", type=Path, help="folder with <catalogue>/sessions.parquet")
     parser.add_argument("--catalogues", nargs="+", choices=list(CATALOGUES), default=list(CATALOGUES))
     parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONE_NAMES))
@@ -71,6 +71,7 @@ def main() -> None:
     }
     if arguments.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        settings["torch"] = torch.__version__
         arguments.json.write_text(json.dumps({"figures": figures, "settings": settings}, indent=1) + "\n")
 
 
@@ -163,9 +164,7 @@ def training_step(name: str, samples: Samples, config: ModelConfig, train: Train
     """The inner part of training.loop: a batch is made, then loss, gradient, clipping and Adam."""
     text_VE = F.normalize(torch.randn(samples.n_items, E), dim=1)
     model = build_model(name, samples.n_items, config, Neighbours(), ("global", "local"), text_VE).train()
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
-    )
+    optimizer = AdamOfBoth(model, train)
     batches = torch.arange(len(samples)).split(train.batch_size)
     with_intents = name.endswith("+llm4sbr")
     turn = 0
@@ -176,10 +175,10 @@ def training_step(name: str, samples: Samples, config: ModelConfig, train: Train
         if not with_intents:
             batch.intents = None
         turn += 1
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         model.loss(batch, target_B)["total"].backward()  # type: ignore[operator]
-        nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-        optimizer.step()
+        optimizer.clip()
+        optimizer.step(train.learning_rate)
 
     return step
 
