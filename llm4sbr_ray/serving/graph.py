@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from llm4sbr_ray.serving.bundle import Bundle
@@ -101,12 +102,12 @@ class Composed:
         timings: dict[str, float] = {}
         encode = self._parts["encoder"].encode
         (vectors, timings["encode"]), (intents, timings["intents"]), *without = await asyncio.gather(
-            _timed(encode.remote(sent, self._version)),
-            _timed(self._parts["cache"].lookup.remote(sent, self._version)),
-            *(_timed(encode.remote(np.asarray(left, np.int32), self._version)) for left in without_each(wanted)),
+            _timed(encode, sent, self._version),
+            _timed(self._parts["cache"].lookup, sent, self._version),
+            *(_timed(encode, np.asarray(left, np.int32), self._version) for left in without_each(wanted)),
         )
         query = _query(wanted, vectors, intents, [vectors_3D for vectors_3D, _ in without], {})
-        ranking, timings["rank"] = await _timed(self._parts["ranker"].rank.remote(query, self._version))
+        ranking, timings["rank"] = await _timed(self._parts["ranker"].rank, query, self._version)
         return Ranked(ranking, None if intents is None else intents.clicks, timings)
 
     def probes(self) -> dict[str, Any]:
@@ -206,10 +207,16 @@ def _remembered(items: Sequence[int], read_as: Mapping[int, int]) -> list[int]:
     return [item for item in items if item not in read_as] or [read_as[item] for item in items]
 
 
-async def _timed(response: Any) -> tuple[Any, float]:
-    """A deployment's answer and the milliseconds until it came."""
+async def _timed(method: Any, *arguments: Any) -> tuple[Any, float]:
+    """A deployment's answer and the milliseconds until it came.
+
+    Where the replica dies with the request, another one is asked, once: no call here has a lasting effect.
+    """
     began = time.perf_counter()
-    result = await response
+    try:
+        result = await method.remote(*arguments)
+    except RayActorError:
+        result = await method.remote(*arguments)
     return result, milliseconds(began, time.perf_counter())
 
 
