@@ -62,7 +62,7 @@ def place(title_NE: FloatArray, model: LLM4SBR, clicks_V: NDArray[np.int32]) -> 
     """
     text_VE, title = model.item_text_VE, torch.from_numpy(title_NE)
     with_one_VF = torch.cat([text_VE, torch.ones(len(text_VE), 1)], dim=1)
-    weight_V1 = torch.from_numpy(clicks_V).clamp_max(MAX_WEIGHT)[:, None] * text_VE.any(dim=1, keepdim=True)
+    weight_V1 = torch.tensor(clicks_V).clamp_max(MAX_WEIGHT)[:, None] * text_VE.any(dim=1, keepdim=True)
     weighted_VF = with_one_VF * weight_V1
     gram_FF = weighted_VF.T @ with_one_VF + RIDGE * torch.eye(with_one_VF.shape[1])
     map_FD = torch.linalg.solve(gram_FF, weighted_VF.T @ model.backbone.item_vectors())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -121,43 +120,3 @@ def test_a_broken_bundle_is_refused_while_the_running_one_answers(
     after = httpx.post(f"{url}/recommend", json=body, trust_env=False)
     assert {response.status_code for response in [*traffic.answers, after]} == {200}
     assert after.json()["version"] == first
-
-
-def test_new_items_are_recommended_at_once(url: str, pipeline_run: Run) -> None:
-    """As `serve deploy` brings them: the same application with another user_config."""
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    title = str(pipeline_run.read_table("data/items.parquet")["title"][7].as_py())
-    args = ServeArgs(bundle=pipeline_run.uri("bundle"), graph="fused").model_dump()
-    application: dict[str, Any] = {"name": "llm4sbr", "import_path": "llm4sbr_ray.serving.app:build_app", "args": args}
-
-    def deploy(new_items: list[dict[str, str]]) -> None:
-        ingress = {"name": "Ingress", "user_config": {"new_items": new_items}}
-        config = ServeDeploySchema.model_validate({"applications": [application | {"deployments": [ingress]}]})
-        _get_global_client().deploy_apps(config, _blocking=True)
-
-    def answered(item_id: str) -> dict[str, Any]:
-        body = {"session_id": "s", "items": [item_id], "k": 100, "exclude_seen": False}
-        answer = httpx.post(f"{url}/recommend", json=body, timeout=30, trust_env=False)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    first = str(pipeline_run.read_table("data/items.parquet")["item_id"][3].as_py())
-    deploy([])
-    assert answered("brand-new")["ignored_items"] == ["brand-new"]
-    with Traffic(url) as traffic:
-        deploy([{"item_id": "brand-new", "title": title}])
-        deadline = time.monotonic() + 30
-        while answered("brand-new")["ignored_items"] and time.monotonic() < deadline:
-            time.sleep(0.2)
-    assert {response.status_code for response in traffic.answers} == {200}
-    assert answered("brand-new")["served_by"] == "model"
-    by_id = {r["item_id"]: r for r in answered(first)["recommendations"]}
-    assert by_id["brand-new"]["title"] == title
-    deploy([])
-    deadline = time.monotonic() + 30
-    while not answered("brand-new")["ignored_items"] and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert answered("brand-new")["ignored_items"] == ["brand-new"]
