@@ -7,6 +7,9 @@ run's pyarrow filesystem, so it works on any storage.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -22,6 +25,8 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
     connection.execute("SET preserve_insertion_order = false")
+    # What doesn't fit spills here; DuckDB's own choice is the working directory of whoever called.
+    connection.execute("SET temp_directory = ?", [str(Path(tempfile.gettempdir()) / "llm4sbr-duckdb")])
     return connection
 
 
