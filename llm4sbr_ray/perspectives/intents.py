@@ -114,7 +114,9 @@ def _body(stage: Stage) -> Facts:
     for name in names:
         database.register(f"view_{names.index(name)}", relational.dataset(run, "perspectives", name))
     union = " UNION ".join(
-        f"SELECT answer FROM view_{i} WHERE error IS NULL" for i, view in enumerate(views) if view.level == "session"
+        f"SELECT DISTINCT answer FROM view_{i} WHERE error IS NULL"
+        for i, view in enumerate(views)
+        if view.level == "session"
     )
     answers = database.sql(union or "SELECT answer FROM view_0 WHERE false")
     unique = relational.copy_to(answers, work, "answers", pa.schema([("answer", pa.string())]))
