@@ -22,6 +22,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.routing import Route
 
 from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
@@ -62,6 +63,20 @@ async def read_request(request: Request) -> RecommendRequest:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise HTTPException(422, [{**p, "loc": ["body", *p["loc"]]} for p in problems]) from error
+
+
+async def post_recommend(request: Request) -> Response:
+    """POST /recommend, past FastAPI's solving of dependencies: that takes 0.1 ms, a tenth of the request's CPU time.
+
+    `Ingress.recommend` is declared as a FastAPI route too, which documents it in /openapi.json.
+    """
+    await authorise(request)
+    asked = await read_request(request)
+    answered: Response = await serve.get_replica_context().servable_object.recommend(asked)
+    return answered
+
+
+api.router.routes.append(Route("/recommend", post_recommend, methods=["POST"]))
 
 
 def answer(body: dict[str, Any], status: int = 200) -> Response:
