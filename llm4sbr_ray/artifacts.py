@@ -94,7 +94,7 @@ class Store:
         except OSError as error:
             if aside != target and Path(aside).is_file():  # on a full disk half a file is in the way
                 Path(aside).unlink()
-            raise StorageError(self.uri(*parts), error) from error
+            raise StorageError.of(self.uri(*parts), error) from error
 
     def read_json(self, *parts: str) -> Any:
         return json.loads(self.read_bytes(*parts))

@@ -1,5 +1,7 @@
 """The errors that end a command with exit status 2 and a single clear line."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Bad input or bad configuration: the message names the file, row or field and says what to do."""
@@ -8,9 +10,11 @@ class UserError(Exception):
 class StorageError(UserError, OSError):
     """The storage of a run refuses a write: it is full, read-only or away."""
 
-    def __init__(self, where: str, cause: object) -> None:
+    @classmethod
+    def of(cls, where: str, cause: object) -> StorageError:
+        """What to say of a write that failed. (An error that a Ray worker raises is rebuilt from its one text.)"""
         reason = " ".join(str(cause).split())
-        super().__init__(
+        return cls(
             f"{where} cannot be written: {reason}. Make room or give access, then run the same command again: it goes "
             "on from what is committed"
         )

@@ -100,7 +100,7 @@ def train_on_workers(
             refusal = _storage_refusal(error)
             if refusal is None:
                 raise
-            raise StorageError(stage.store.uri(RAY_TRAIN_FOLDER), refusal) from error
+            raise StorageError.of(stage.store.uri(RAY_TRAIN_FOLDER), refusal) from error
     if result.return_value is not None:
         raise NonFiniteLossError(result.return_value)
     return _read(result.checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,12 @@ def test_a_storage_that_is_no_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file/planted/run\.json cannot be written: .*access"):
         Store(str(tmp_path / "file" / "planted")).write_json({}, "run.json")
+
+
+def test_the_error_of_a_worker_reaches_the_driver_as_it_is() -> None:
+    error = StorageError.of("s3://bucket/run", OSError(28, "No space left\non device"))
+    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301  # as Ray sends it
+    assert (type(arrived), str(arrived)) == (StorageError, str(error))
 
 
 def test_the_samples_of_a_batch_that_is_not_finite_are_written_down(tmp_path: Path) -> None:
