@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray.train
 import torch
 from planted_run import N_ITEMS, planted_config, planted_run
 from safetensors.torch import load
 
-from llm4sbr_ray.artifacts import Run
-from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.artifacts import Run, Stage
+from llm4sbr_ray.errors import StorageError, UserError
 from llm4sbr_ray.models.backbones.gcegnn import GCEGNN, global_graph
 from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.training.checkpoint import Checkpoint
 from llm4sbr_ray.training.counts import train_sessions
+from llm4sbr_ray.training.group import train_on_workers
 from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import load_model
-from llm4sbr_ray.training.trainer import train
+from llm4sbr_ray.training.trainer import train, train_here
 from llm4sbr_ray.training.validation import validate
 
 pytestmark = pytest.mark.integration
@@ -30,6 +36,7 @@ pytestmark = pytest.mark.integration
 MODEL = "srgnn+llm4sbr"
 FOLDER = f"train/{MODEL}/seed-0"
 SESSIONS = 400
+EVEN = 401  # sessions with an even number of samples: workers have as many each, and none is taken twice
 KILL_AFTER = "epoch 2"
 
 
@@ -128,8 +135,57 @@ def _title(process: psutil.Process) -> str:
 
 def test_a_loss_that_is_not_finite_ends_without_another_try(ray_cluster: None, tmp_path: Path) -> None:
     run = planted_run(config_in(tmp_path, models=("srgnn",), learning_rate=1e30, max_failures=9))
-    with pytest.raises(UserError, match=r"train/srgnn/seed-0: epoch \d+: .* begins with samples train\d+:\d+"):
+    with pytest.raises(UserError, match=r"train/srgnn/seed-0: epoch \d+: .* begins with samples train\d+:\d+") as error:
         train(run)
+    keys = json.loads(Path(str(error.value).rsplit(" ", 1)[1]).read_text())
+    assert len(keys) == run.config.train.batch_size // 2
+    assert set(keys) <= set(run.read_table("data", "train")["sample_key"].to_pylist())
+    assert ", ".join(keys[:3]) in str(error.value)
+
+
+def one_update(storage: Path, workers: int, **settings: Any) -> Checkpoint:
+    """SR-GNN after its first update, on all samples at once."""
+    config = planted_config(str(storage), models=("srgnn",), workers=workers, epochs=1, batch_size=4096, **settings)
+    still = config.model_copy(update={"model": config.model.model_copy(update={"dropout": 0.0})})
+    run = planted_run(still, EVEN)
+    stage = Stage("train/srgnn/seed-0", run, run.below("here"))
+    done = train_on_workers(stage, "srgnn", 0) if workers else train_here(stage, "srgnn", 0)
+    assert done.counters.history[0]["samples"] == len(read_samples(run, source(run, "srgnn", "train")))
+    return done
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss": "sampled", "negatives": N_ITEMS, "accumulate": 2}])
+def test_two_workers_with_half_a_batch_each_take_the_step_of_one(
+    ray_cluster: None, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    alone, group = (one_update(tmp_path / str(workers), workers, **settings) for workers in (0, 2))
+    assert alone.counters.history[0]["samples"] % 2 == 0
+    moments = [name for name in alone.optimizer if "exp_avg" in name]  # after one update: the gradient and its square
+    assert len(moments) == 2 * len(alone.last)
+    for name in moments:
+        value = alone.optimizer[name]
+        torch.testing.assert_close(
+            group.optimizer[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name
+        )
+    for name, value in alone.last.items():
+        certain = alone.optimizer[f"{name}.exp_avg"].abs() > 1e-6  # Adam's first step is the sign of the gradient
+        torch.testing.assert_close(group.last[name][certain], value[certain], rtol=0, atol=2e-5, msg=name)
+
+
+def test_storage_that_refuses_amid_training_is_one_clear_error(ray_cluster: None, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path, models=("srgnn",), max_failures=0))
+    stage = Stage("train/srgnn/seed-0", run, run.below("here"))
+    folder = stage.store.path("ray-train", "srgnn-seed-0")
+
+    class Seize(ray.train.UserCallback):  # local, so that it travels by value: Ray's processes know no test files
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if os.path.isdir(folder):  # the first checkpoint is there; a file takes the place of all
+                shutil.rmtree(folder)
+                with open(folder, "wb"):
+                    pass
+
+    with pytest.raises(StorageError, match=r"here/ray-train cannot be written: .*run the same command again"):
+        train_on_workers(stage, "srgnn", 0, [Seize()])
 
 
 def test_more_workers_than_the_cluster_has(ray_cluster: None, tmp_path: Path) -> None:
