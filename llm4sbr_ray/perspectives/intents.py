@@ -17,6 +17,7 @@ from llm4sbr_ray.perspectives.engine import HELPER_CPUS
 from llm4sbr_ray.perspectives.item_level import embeddings, item_answers, list_column, write_intents
 from llm4sbr_ray.perspectives.localisation import FloatArray, localise
 from llm4sbr_ray.perspectives.outputs import readable, shown_titles
+from llm4sbr_ray.perspectives.prompts import UNTITLED
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
 
 ENCODER_CPUS = 1.0
@@ -80,6 +81,15 @@ class EncodeItems:
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts: list[Any] = batch["text"].to_pylist()
         return batch.select(["item_idx"]).append_column("embedding", list_column(self.encoder.encode(texts)))
+
+
+def exact_titles(catalogue: Store, perspectives: Perspectives) -> dict[str, int]:
+    """Item by what an answer calls it: its line as prompts show it, or its title alone; of equal ones the first item."""
+    found: dict[str, int] = {}
+    for fields in (("title",), ("title", "attributes")):  # a line goes before another item's title
+        lines = shown_titles(catalogue, perspectives, fields)
+        found |= {line.casefold(): item for item, line in reversed(list(enumerate(lines))) if line != UNTITLED}
+    return found
 
 
 def item_embeddings(run: Store) -> FloatArray:
@@ -227,8 +237,7 @@ class Localise:
         store = Store(run)
         self.items_VE = item_embeddings(store)
         # Of items with the same title, the first.
-        lines = shown_titles(store.below("data"), perspectives)
-        self.titles = {title.casefold(): item for item, title in reversed(list(enumerate(lines)))}
+        self.titles = exact_titles(store.below("data"), perspectives)
         self.text, self.encoder = text, TextEncoder(text, threads=2)
 
     @staticmethod
