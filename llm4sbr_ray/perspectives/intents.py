@@ -84,7 +84,7 @@ class EncodeItems:
 
 
 def exact_titles(catalogue: Store, perspectives: Perspectives) -> dict[str, int]:
-    """Item by what an answer calls it: its line as prompts show it, or its title alone; of equal ones the first item."""
+    """Item by what an answer calls it: its line as prompts show it, or its title alone; of equal ones the first."""
     found: dict[str, int] = {}
     for fields in (("title",), ("title", "attributes")):  # a line goes before another item's title
         lines = shown_titles(catalogue, perspectives, fields)
