@@ -320,6 +320,14 @@ class MemoryConfig(Section):
     parts: tuple[Literal["itemknn", "rules", "sknn", "stan", "vmis"], ...] = ("rules", "stan", "itemknn")
     select_by: Literal["recall@20", "mrr@20", "ndcg@20"] = "ndcg@20"  # validation metric that the weights maximise
     max_samples: int = Field(default=20_000, ge=1)  # validation samples that they are chosen on
+    lengths: tuple[int, ...] = (1, 2, 5)  # sessions of up to so many clicks, and longer ones, have weights of their own
+
+    @field_validator("lengths")
+    @classmethod
+    def _ascending(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if list(lengths) != sorted(set(lengths)) or any(length < 1 for length in lengths):
+            raise ValueError("give ascending numbers of clicks, as [1, 2, 5]")
+        return lengths
 
 
 class TrainConfig(Section):

@@ -128,8 +128,9 @@ def build_model(
     require_known(name)
     if has_memory(name):
         network = build_model(without_memory(name), n_items, config, neighbours, anchors, item_text_VE)
-        parts = (memory or MemoryConfig()).parts
-        return MemoryRecommender(network, {part: COUNT_MODELS[part](n_items, neighbours) for part in parts}, n_items)
+        memory = memory or MemoryConfig()
+        counts: dict[str, CountModel] = {part: COUNT_MODELS[part](n_items, neighbours) for part in memory.parts}
+        return MemoryRecommender(network, counts, n_items, memory.lengths)
     if is_count_model(name):
         return COUNT_MODELS[name](n_items, neighbours)
     backbone = BACKBONES[backbone_of(name)](n_items, config)

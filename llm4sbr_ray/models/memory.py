@@ -11,12 +11,14 @@ network says how likely a repeat is. A count model that knows nothing of a sessi
 al., ICLR 2020) mixes a language model with its neighbours in this way. The weights are chosen on validation data
 (`training.memory`); the network isn't trained again.
 
-Shapes, besides those of `models.base`: C components, the network's two first.
+A short session says little that counts could be sure of, a long one much: the weights depend on the session's length.
+
+Shapes, besides those of `models.base`: C components, the network's two first; G groups of session lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -39,16 +41,22 @@ class MemoryRecommender(Recommender):
         The count models to mix in, by name.
     n_items
         V.
+    lengths
+        Ascending: sessions of at most so many clicks are a group each, longer ones the last group.
     """
 
-    weight_C: Tensor  # float32, sums to 1; in the order of `components`
+    weight_GC: Tensor  # float32, rows sum to 1; in the order of `components`
+    length_G1: Tensor  # int64, `lengths`
 
-    def __init__(self, network: Recommender, counts: Mapping[str, CountModel], n_items: int) -> None:
+    def __init__(
+        self, network: Recommender, counts: Mapping[str, CountModel], n_items: int, lengths: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.network: Recommender = network
         self.counts, self.n_items = nn.ModuleDict(counts), n_items
         self.components = (*NETWORK, *counts)
-        self.register_buffer("weight_C", torch.eye(len(self.components))[0])
+        self.register_buffer("length_G1", torch.tensor(lengths, dtype=torch.int64))
+        self.register_buffer("weight_GC", torch.eye(len(self.components))[0].repeat(len(lengths) + 1, 1))
 
     def fit_counts(self, items_N: Tensor, offsets_S1: Tensor) -> None:
         """Count N int64 clicks; session s is items_N[offsets_S1[s] : offsets_S1[s + 1]], in time order where known."""
@@ -72,10 +80,19 @@ class MemoryRecommender(Recommender):
 
     def score(self, batch: SessionBatch) -> Tensor:
         """scores_BV: p(j | session)."""
-        scores_BV = torch.zeros(())
-        for weight, part_BV in zip(self.weight_C.to(batch.items_BL.device), self.distributions(batch), strict=True):
-            scores_BV = scores_BV + weight * part_BV
+        weight_CB1 = self.weights_of(batch).T[..., None]
+        scores_BV = torch.zeros((), device=weight_CB1.device)
+        for weight_B1, part_BV in zip(weight_CB1, self.distributions(batch), strict=True):
+            scores_BV = scores_BV + weight_B1 * part_BV
         return scores_BV
+
+    def group_of(self, length_B: Tensor) -> Tensor:
+        """Which group of lengths each session is in, int64."""
+        return torch.bucketize(length_B, self.length_G1)
+
+    def weights_of(self, batch: SessionBatch) -> Tensor:
+        """B x C."""
+        return self.weight_GC[self.group_of(batch.length_B)]
 
     def _counts(self) -> Iterator[CountModel]:
         for model in self.counts.values():

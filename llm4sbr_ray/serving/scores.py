@@ -57,7 +57,7 @@ class Mixture:
 
     def __init__(self, memory: MemoryRecommender, network_BV: Tensor, batch: SessionBatch) -> None:
         network, new_items, *counted = memory.parts_of(network_BV, batch)
-        weights = memory.weight_C.tolist()
+        weights = memory.weights_of(batch).T[..., None]
         self._network_BV = weights[0] * network + weights[1] * new_items
         self._memory_BV = torch.zeros_like(network)
         for weight, part_BV in zip(weights[2:], counted, strict=True):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,18 @@ K = 20
 BEST_OF_EACH = 100  # items that each component proposes: a target is ranked among all that are proposed
 MAX_SCORES = 2**24  # of one batch
 STEPS = (0.2, 0.1, 0.05)  # of the weights
+MIN_SAMPLES = 500  # of a group that has weights of its own
+
+
+class Proposals(NamedTuple):
+    """Probabilities of N samples, X proposed items a sample."""
+
+    found_CNX: Tensor  # -1 for the target and for repeated ones: they never rank before the target
+    target_CN: Tensor
+    group_N: Tensor  # int64
+
+    def take(self, chosen_N: Tensor) -> Proposals:
+        return Proposals(self.found_CNX[:, chosen_N], self.target_CN[:, chosen_N], self.group_N[chosen_N])
 
 
 def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
@@ -41,16 +54,25 @@ def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
     ways = [valid]
     if is_llm4sbr(name) and valid.intents is not None:  # good with the LLM's answers and without them
         ways.append(replace(valid, intents=None))
-    weight_C, score = choose_weights(model, ways, config.memory.select_by, config.memory.max_samples)
-    model.weight_C.copy_(weight_C)
+    weight_GC, score = choose_weights(model, ways, config.memory.select_by, config.memory.max_samples)
+    model.weight_GC.copy_(weight_GC)
     seconds = time.perf_counter() - began
-    weights = {part: round(float(w), 4) for part, w in zip(model.components, weight_C, strict=True)}
+    weights = {
+        group: {part: round(float(w), 4) for part, w in zip(model.components, weight_C, strict=True)}
+        for group, weight_C in zip(_group_names(config.memory.lengths), weight_GC, strict=True)
+    }
     rate = round(len(valid) / seconds, 1)
     record = {"epoch": 1, "seconds": round(seconds, 3), "samples_per_second": rate, "weights": weights}
     record[f"valid_{config.memory.select_by}"] = score
     save_model(stage.store, config, name, seed, model.n_items, model.state_dict(), [record], best_epoch=1)
-    print(f"[{stage.name}] {', '.join(f'{part} {w:g}' for part, w in weights.items())}", flush=True)
+    for group, by_part in weights.items():
+        shown = ", ".join(f"{part} {w:g}" for part, w in by_part.items() if w)
+        print(f"[{stage.name}] {group}: {shown}", flush=True)
     return {"rows": len(valid), "weights": weights, "valid_score": score}
+
+
+def _group_names(lengths: Sequence[int]) -> list[str]:
+    return [*(f"up to {length} clicks" for length in lengths), "longer" if lengths else "all"]
 
 
 def choose_weights(
@@ -58,8 +80,9 @@ def choose_weights(
 ) -> tuple[Tensor, float]:
     """Move weight between components as long as a validation metric grows, in ever smaller steps.
 
-    The search is deterministic; it begins with all the weight at the network, so that the mixture is never worse there
-    than the network alone.
+    The search is deterministic. It begins with all the weight at the network and with even weights, over all samples;
+    then each group of session lengths that has `MIN_SAMPLES` goes on by itself, from these and from the best of all. So
+    the mixture is never worse there than the network alone.
 
     Parameters
     ----------
@@ -74,24 +97,53 @@ def choose_weights(
 
     Returns
     -------
-    weight_C, score
-        Weights that sum to 1, and the metric they reach among the proposed items.
+    weight_GC, score
+        Rows that sum to 1, and the metric they reach among the proposed items.
     """
     parts = [propose(model, samples, max_samples) for samples in ways]
-    found_CNX, target_CN = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    found, targets, groups = zip(*parts, strict=True)
+    proposals = Proposals(torch.cat(found, dim=1), torch.cat(targets, dim=1), torch.cat(groups))
+    return weights_of_groups(proposals, len(model.weight_GC), metric)
 
-    def measure(weight_C: Tensor) -> float:
-        mixed_NX = torch.einsum("c,cnx->nx", weight_C, found_CNX)
-        rank_N = 1 + (mixed_NX >= (weight_C @ target_CN)[:, None]).sum(dim=1)
-        return float(metric_sums(rank_N, (K,))[metric] / len(rank_N))
 
-    weight_C = model.weight_C.new_zeros(len(model.components))
-    weight_C[0] = 1
-    best = measure(weight_C)
+def weights_of_groups(proposals: Proposals, groups: int, metric: str) -> tuple[Tensor, float]:
+    """`choose_weights` on what was proposed."""
+    C = len(proposals.target_CN)
+    network_C, even_C = torch.eye(C)[0], torch.full((C,), 1 / C)
+    all_C, _ = _best_climb(proposals, (network_C, even_C), metric)
+    rows, total = [], 0.0
+    for group in range(groups):
+        own = proposals.take(proposals.group_N == group)
+        n = len(own.group_N)
+        if n >= MIN_SAMPLES:
+            weight_C, score = _best_climb(own, (all_C, network_C, even_C), metric)
+        else:
+            weight_C, score = all_C, measure(own, all_C, metric)
+        rows.append(weight_C)
+        total += n * score
+    return torch.stack(rows), total / len(proposals.group_N)
+
+
+def measure(proposals: Proposals, weight_C: Tensor, metric: str) -> float:
+    """The metric of the rankings that these weights make of what is proposed; 0 of no samples."""
+    if not len(proposals.group_N):
+        return 0.0
+    mixed_NX = torch.einsum("c,cnx->nx", weight_C, proposals.found_CNX)
+    rank_N = 1 + (mixed_NX >= (weight_C @ proposals.target_CN)[:, None]).sum(dim=1)
+    return float(metric_sums(rank_N, (K,))[metric] / len(rank_N))
+
+
+def _best_climb(proposals: Proposals, starts: Sequence[Tensor], metric: str) -> tuple[Tensor, float]:
+    """From several starts, as a climb ends where no small step is better; of equals the first."""
+    return max((_climb(proposals, start_C, metric) for start_C in starts), key=lambda climbed: climbed[1])
+
+
+def _climb(proposals: Proposals, weight_C: Tensor, metric: str) -> tuple[Tensor, float]:
+    best = measure(proposals, weight_C, metric)
     for step in STEPS:
         while True:
             moves = [_moved(weight_C, i, j, step) for i, j in permutations(range(len(weight_C)), 2) if weight_C[i] > 0]
-            scores = [measure(move) for move in moves]
+            scores = [measure(proposals, move, metric) for move in moves]
             if max(scores) <= best:
                 break
             best, weight_C = max(scores), moves[scores.index(max(scores))]
@@ -107,25 +159,19 @@ def _moved(weight_C: Tensor, source: int, target: int, step: float) -> Tensor:
 
 
 @torch.inference_mode()
-def propose(model: MemoryRecommender, samples: Samples, max_samples: int) -> tuple[Tensor, Tensor]:
-    """What each component says of the best items of all components, and of the target.
-
-    Returns
-    -------
-    found_CNX, target_CN
-        Probabilities of N samples; X proposed items a sample, with -1 for the target and for repeated ones: they never
-        rank before the target.
-    """
+def propose(model: MemoryRecommender, samples: Samples, max_samples: int) -> Proposals:
+    """What each component says of the best items of all components, and of the target."""
     n = min(len(samples), max_samples)
     chosen_N = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:n].sort().values
     size = max(1, MAX_SCORES // model.n_items)
-    found, targets = [], []
+    found, targets, groups = [], [], []
     for rows_B in chosen_N.split(size):
         batch, target_B = samples.batch(rows_B)
         found_CBX, target_CB = _propose(model, batch, target_B)
         found.append(found_CBX)
         targets.append(target_CB)
-    return torch.cat(found, dim=1), torch.cat(targets, dim=1)
+        groups.append(model.group_of(batch.length_B))
+    return Proposals(torch.cat(found, dim=1), torch.cat(targets, dim=1), torch.cat(groups))
 
 
 def _propose(model: MemoryRecommender, batch: SessionBatch, target_B: Tensor) -> tuple[Tensor, Tensor]:

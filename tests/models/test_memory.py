@@ -18,7 +18,7 @@ TRAIN = [[0, 1, 2], [0, 1, 3], [4, 5], [1, 2, 6]]
 
 def mixture(*parts: str) -> MemoryRecommender:
     torch.manual_seed(3)
-    memory = MemoryConfig(parts=parts)  # type: ignore[arg-type]
+    memory = MemoryConfig(parts=parts, lengths=(2,))  # type: ignore[arg-type]
     model = build_model("srgnn+memory", V, ModelConfig(width=4), Neighbours(), memory=memory).eval()
     assert isinstance(model, MemoryRecommender)
     offsets = torch.tensor([0, *(len(session) for session in TRAIN)]).cumsum(0)
@@ -44,7 +44,7 @@ def normalised(scores: list[float], left_out: list[int]) -> list[float]:
 @torch.no_grad()
 def test_mixture_equals_its_definition() -> None:
     model = mixture("rules")
-    model.weight_C.copy_(torch.tensor([0.3, 0.2, 0.5]))
+    model.weight_GC.copy_(torch.tensor([[0.3, 0.2, 0.5], [0.1, 0.8, 0.1]]))
     sessions = [[0, 1], [2, 1, 0], [8], [1, 1, 4]]
     batch = pad_sessions(sessions, V, 50)
     scores_BV = model.score(batch)
@@ -56,7 +56,8 @@ def test_mixture_equals_its_definition() -> None:
             normalised(power, session),
             normalised(naive_rules(session), session),
         )
-        wanted = [0.3 * a + 0.2 * b + 0.5 * c for a, b, c in zip(network, new, rules, strict=True)]
+        x, y, z = (0.3, 0.2, 0.5) if len(session) <= 2 else (0.1, 0.8, 0.1)
+        wanted = [x * a + y * b + z * c for a, b, c in zip(network, new, rules, strict=True)]
         torch.testing.assert_close(scores_BV[row], torch.tensor(wanted), rtol=1e-5, atol=1e-7)
 
 
@@ -73,7 +74,7 @@ def test_a_new_mixture_is_its_network_and_what_no_session_shows_has_no_mass() ->
 
 def test_padding_changes_nothing() -> None:
     model = mixture("rules", "stan")
-    model.weight_C.copy_(torch.tensor([0.25, 0.25, 0.25, 0.25]))
+    model.weight_GC.fill_(0.25)
     alone, beside = pad_sessions([[0, 1]], V, 50), pad_sessions([[0, 1], [3, 4, 5, 6]], V, 50)
     with torch.no_grad():
         torch.testing.assert_close(model.score(alone)[0], model.score(beside)[0])

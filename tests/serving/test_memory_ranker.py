@@ -37,7 +37,8 @@ def mixture(run: Run) -> MemoryRecommender:
     sessions: list[list[int]] = samples_table(1, 40)["items"].to_pylist()
     offsets = torch.tensor([0, *map(len, sessions)]).cumsum(0)
     model.fit_counts(torch.tensor([item for session in sessions for item in session]), offsets)
-    model.weight_C.copy_(torch.tensor([0.1, 0.2, 0.4, 0.3]))
+    model.weight_GC.copy_(torch.tensor([0.1, 0.2, 0.4, 0.3]))
+    model.weight_GC[0].copy_(torch.tensor([0.4, 0.3, 0.2, 0.1]))  # sessions of one click
     return model.eval()
 
 

@@ -11,6 +11,7 @@ from planted_run import planted_config, planted_run
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.memory import MemoryRecommender
 from llm4sbr_ray.models.ranking import metric_sums, target_ranks
+from llm4sbr_ray.training import memory
 from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import load_model
 from llm4sbr_ray.training.memory import choose_weights
@@ -24,10 +25,10 @@ def test_counts_are_mixed_in_where_the_network_has_not_learnt(tmp_path: Path) ->
     train(run)
     stages = run.manifest()["stages"]
     for name in models:
-        assert stages[f"train/{name}/seed-0"]["weights"]["rules"] > 0
+        assert all(group["rules"] > 0 for group in stages[f"train/{name}/seed-0"]["weights"].values())
         model = load_model(run, name, 0)
         assert isinstance(model, MemoryRecommender)
-        assert float(model.weight_C.sum()) == pytest.approx(1)
+        assert model.weight_GC.sum(1).tolist() == pytest.approx([1] * 4)
         valid = read_samples(run, source(run, name, "valid"))
         batch, target_B = valid.batch(torch.arange(len(valid)))
         with torch.inference_mode():
@@ -42,13 +43,31 @@ def test_the_score_of_a_choice_is_that_of_the_whole_ranking(tmp_path: Path) -> N
     model = load_model(run, "srgnn+memory", 0)
     assert isinstance(model, MemoryRecommender)
     valid = read_samples(run, source(run, "srgnn+memory", "valid"))
-    chosen_C, score = choose_weights(model, [valid], "ndcg@20", 10_000)
-    torch.testing.assert_close(chosen_C, model.weight_C)
+    chosen_GC, score = choose_weights(model, [valid], "ndcg@20", 10_000)
+    torch.testing.assert_close(chosen_GC, model.weight_GC)
     batch, target_B = valid.batch(torch.arange(len(valid)))
     with torch.inference_mode():
         rank_B = target_ranks(model.score(batch), target_B)
     # 100 items of each component are proposed: here, all 60.
     assert score == pytest.approx(float(metric_sums(rank_B, (20,))["ndcg@20"]) / len(valid), rel=1e-4)
+
+
+def test_each_group_of_lengths_has_the_weights_that_are_best_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In group 0 the network knows the target, in group 1 the counts; group 2 is too small for a choice of its own."""
+    monkeypatch.setattr(memory, "MIN_SAMPLES", 20)
+    group_N = torch.tensor([0] * 60 + [1] * 40 + [2] * 5)
+    knows_network = group_N != 1
+    found_CNX = torch.rand(2, 105, 30, generator=torch.Generator().manual_seed(0))
+    target_CN = torch.stack([knows_network * 1.01, ~knows_network * 1.01])
+    weight_GC, score = memory.weights_of_groups(memory.Proposals(found_CNX, target_CN, group_N), 3, "mrr@20")
+    assert weight_GC[0].tolist() == [1, 0]
+    assert weight_GC[1, 1] > 0.9
+    assert weight_GC.sum(1).tolist() == pytest.approx([1, 1, 1])
+    overall_GC, overall = memory.weights_of_groups(
+        memory.Proposals(found_CNX, target_CN, torch.zeros_like(group_N)), 1, "mrr@20"
+    )
+    torch.testing.assert_close(weight_GC[2], overall_GC[0])
+    assert score > overall + 0.1
 
 
 def test_a_network_that_is_there_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
