@@ -67,7 +67,7 @@ def exclusive(run: Run, beat_s: float = BEAT_S, stale_s: float = STALE_S) -> Ite
 
 
 def read_lock(run: Run) -> dict[str, Any] | None:
-    """Who works on the run: owner, host, process, since (ISO time), beat (seconds since epoch); None: nobody."""
+    """Who works on the run: owner, host, process, since (ISO time), beat (milliseconds since epoch); None: nobody."""
     try:
         return dict(run.read_json(LOCK_FILE))
     except FileNotFoundError:
@@ -75,7 +75,12 @@ def read_lock(run: Run) -> dict[str, Any] | None:
 
 
 def _beat(run: Run, mine: dict[str, Any]) -> None:
-    run.write_json({**mine, "beat": time.time()}, LOCK_FILE)
+    run.write_json({**mine, "beat": now_ms()}, LOCK_FILE)
+
+
+def now_ms() -> int:
+    """Milliseconds since epoch. Of one width: a reader asks an object store for the size first, then for the bytes."""
+    return int(time.time() * 1000)
 
 
 def _keep_beating(run: Run, mine: dict[str, Any], beat_s: float, stop: threading.Event) -> None:
@@ -96,7 +101,7 @@ def _is_given_up(found: dict[str, Any], stale_s: float) -> bool:
             return True
         except PermissionError:
             pass  # it runs, as another user
-    return bool(time.time() - found["beat"] > stale_s)
+    return bool(now_ms() - found["beat"] > 1000 * stale_s)
 
 
 def _refusal(run: Run, found: dict[str, Any], stale_s: float) -> str:

@@ -17,7 +17,7 @@ from llm4sbr_ray.artifacts import LOCK_FILE, Run, Stage, Store
 from llm4sbr_ray.cli import main
 from llm4sbr_ray.config import DataConfig, RunConfig
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.lock import exclusive, read_lock
+from llm4sbr_ray.lock import exclusive, now_ms, read_lock
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -137,10 +137,10 @@ def test_the_lock_of_a_driver_that_is_still_beating_outlives_its_minute(storage:
 def test_a_lock_without_a_sign_of_life_is_taken_over(storage: str) -> None:
     run = make_run(storage)
     lock = {"owner": "x", "host": "elsewhere", "process": 1, "since": "2026-01-01T00:00:00+00:00"}
-    run.write_json({**lock, "beat": time.time() - 50}, LOCK_FILE)
+    run.write_json({**lock, "beat": now_ms() - 50_000}, LOCK_FILE)
     with pytest.raises(UserError, match="on elsewhere"), exclusive(run):
         pass
-    run.write_json({**lock, "beat": time.time() - 61}, LOCK_FILE)
+    run.write_json({**lock, "beat": now_ms() - 61_000}, LOCK_FILE)
     with exclusive(run):
         assert (read_lock(run) or {})["owner"] == run.owner
 
