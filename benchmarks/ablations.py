@@ -5,7 +5,9 @@
 It reads the samples, texts and intents of a run whose perspectives are done (jobs/infer.py), trains every variant in
 this process with the run's settings, and compares validation metrics at the epoch that each would keep: test isn't
 touched.
-"permuted texts" is the control: every item gets the text of another one, so text can help by nothing that it means.
+Rows named "control" must gain nothing. In the last one every item gets the text of another one and every session the
+answers to another one. Each alone leaves something: answers are localised by the texts as they are, so with permuted
+texts a perspective still names the right items; with other sessions' answers the items still start from their texts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import count_items, read_item_text
 from llm4sbr_ray.training.loop import train_model
 from llm4sbr_ray.training.space import Scalar, apply_settings
-from llm4sbr_ray.training.start import starting_model
+from llm4sbr_ray.training.start import start_plain_from_text, starting_model
 
 METRICS = ("recall@20", "mrr@20", "ndcg@20")
 
@@ -79,6 +81,7 @@ def variants(config: RunConfig) -> list[Variant]:
     return [
         Variant("plain backbone", suffix=""),
         Variant("text start, no perspectives", suffix=TEXT_SUFFIX),
+        Variant("permuted text start, no perspectives (control)", suffix=TEXT_SUFFIX, text=permuted),
         Variant("LLM4SBR"),
         Variant("without the text start", settings={"model.text_start": False}),
         Variant("without alignment", settings={"model.alignment": 0.0}),
@@ -92,8 +95,9 @@ def variants(config: RunConfig) -> list[Variant]:
             for p, view in enumerate(config.perspectives.views)
             if len(config.perspectives.views) > 1
         ),
-        Variant("permuted texts (control)", text=permuted),
-        Variant("other sessions' answers (control)", intents=random_items),
+        Variant("permuted texts", text=permuted),
+        Variant("other sessions' answers", intents=random_items),
+        Variant("permuted texts and other sessions' answers (control)", text=permuted, intents=random_items),
     ]
 
 
@@ -112,14 +116,16 @@ def train_variant(run: Run, backbone: str, variant: Variant, seed: int) -> dict[
     name = backbone + variant.suffix
     torch.manual_seed(seed)
     model: LLM4SBR | PlainRecommender
-    if variant.suffix == LLM4SBR_SUFFIX:
+    if variant.suffix:
         anchors = [view.anchor for p, view in enumerate(config.perspectives.views) if variant.view in (None, p)]
         text_VE = variant.text(read_item_text(run))
         built = build_model(name, count_items(run), config.model, config.neighbours, anchors, text_VE)
-        assert isinstance(built, LLM4SBR)
+        assert isinstance(built, LLM4SBR | PlainRecommender)
         if isinstance(built.backbone, GraphBackbone):
             raise UserError(f"--backbone: {backbone!r} reads a graph first: not built here")
-        if config.model.text_start:
+        if isinstance(built, PlainRecommender):
+            start_plain_from_text(built, text_VE)
+        elif config.model.text_start:
             built.start_from_text()
         model = built
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.models.base import GraphBackbone
@@ -30,7 +30,11 @@ def starting_model(run: Run, model: str) -> LLM4SBR | PlainRecommender:
     if isinstance(built, LLM4SBR) and run.config.model.text_start:
         built.start_from_text()
     elif isinstance(built, PlainRecommender) and reads_texts(model):
-        text_VE = read_item_text(run)
-        unused = nn.Linear(text_VE.shape[1], run.config.model.width)  # a plain backbone reads no other text
-        start_from_text(built.backbone.item_embedding, unused, text_VE)
+        start_plain_from_text(built, read_item_text(run))
     return built
+
+
+def start_plain_from_text(model: PlainRecommender, item_text_VE: Tensor) -> None:
+    """What "+text" says: the item embeddings start from the item texts, and nothing else of the model reads them."""
+    unused = nn.Linear(item_text_VE.shape[1], model.backbone.item_embedding.embedding_dim)
+    start_from_text(model.backbone.item_embedding, unused, item_text_VE)
