@@ -38,7 +38,7 @@ from serving_bundle import bodies, write_synthetic
 
 from llm4sbr_ray.serving.ask import free_port
 from llm4sbr_ray.serving.bundle import Bundle
-from llm4sbr_ray.serving.explain import recommendations
+from llm4sbr_ray.serving.explain import intents, recommendations
 from llm4sbr_ray.serving.graph import Fused, Wanted
 from llm4sbr_ray.serving.nearest import IndexKind, build_search
 
@@ -252,7 +252,7 @@ def model_floor(bundle: Path, load: Path, index: IndexKind) -> dict[str, float]:
     rankings = [ranked.ranking for ranked in fused.rank_all(queries[:100])]
     began = time.process_time()
     for ranking in rankings:
-        orjson.dumps(recommendations(ranking, names, catalogue))
+        orjson.dumps([intents(ranking, names, catalogue), recommendations(ranking, names, catalogue)])
     wording = round(1000 * (time.process_time() - began) / len(rankings), 3)
     costs = {"alone": cost(queries, 1), "in_16": cost(queries, 16), "in_16_without_reasons": cost(bare, 16)}
     return costs | {"wording": wording}

@@ -1,5 +1,7 @@
 """Rankings to answers: titles, and for each recommended item the reason in numbers and in one sentence.
 
+What a perspective says of the session is said once an answer; an item's reason holds only what is its own.
+
 A score is a sum over perspectives (see `models.fusion`) and the memory (`models.memory`), so its split is the model's
 own arithmetic, no second guess.
 """
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.ranker import Ranking, Reasons, shares
 
-DECIMALS = 9  # of numbers in explanations: probabilities of large catalogues are small
+DECIMALS = 9  # of numbers in answers: probabilities of large catalogues are small
 CLICKS = 3  # named for a recommended item
 EXAMPLES = 2  # titles named in a sentence
 EXAMPLE_CHARS = 60  # of each
@@ -46,16 +48,17 @@ def recommendations(
             "explanation": explanation,
         }
         for item, score, boost, explanation in zip(
-            ranking.item_k.tolist(), ranking.score_k.tolist(), ranking.boost_k.tolist(), explanations, strict=True
+            ranking.item_k.tolist(), _rounded(ranking.score_k), _rounded(ranking.boost_k), explanations, strict=True
         )
     ]
 
 
-def _explanations(
-    items: list[int], reasons: Reasons, perspectives: Sequence[str], catalogue: Catalogue
-) -> list[dict[str, Any]]:
-    shown_PR = reasons.shown_PR.tolist()
-    constant = [  # what a perspective says of every item alike
+def intents(ranking: Ranking, perspectives: Sequence[str], catalogue: Catalogue) -> list[dict[str, Any]] | None:
+    """What each perspective says of the session, in the form of `types.PerspectiveIntent`; None: not asked for."""
+    reasons = ranking.reasons
+    if reasons is None:
+        return None
+    return [
         {
             "name": name,
             "source": "predicted" if predicted else "llm",
@@ -68,19 +71,25 @@ def _explanations(
             perspectives,
             reasons.predicted_P.tolist(),
             _rounded(reasons.gate_P),
-            shown_PR,
+            reasons.shown_PR.tolist(),
             _rounded(reasons.shown_weight_PR),
             strict=True,
         )
     ]
+
+
+def _explanations(
+    items: list[int], reasons: Reasons, perspectives: Sequence[str], catalogue: Catalogue
+) -> list[dict[str, Any]]:
+    shown_PR = reasons.shown_PR.tolist()
     parts_kC = reasons.contribution_kP  # the perspectives, then the memory
     if reasons.memory_k is not None:
         parts_kC = np.column_stack([parts_kC, reasons.memory_k])
     P, explanations = len(perspectives), list[dict[str, Any]]()
     for item, contribution_C, share_C in zip(items, _rounded(parts_kC), _rounded(shares(parts_kC)), strict=True):
         details = [
-            said | {"contribution": contribution, "share": share}
-            for said, contribution, share in zip(constant, contribution_C[:P], share_C[:P], strict=True)
+            {"name": name, "contribution": contribution, "share": share}
+            for name, contribution, share in zip(perspectives, contribution_C[:P], share_C[:P], strict=True)
         ]
         remembered = [{"contribution": c, "share": s} for c, s in zip(contribution_C[P:], share_C[P:], strict=True)]
         leader = contribution_C.index(max(contribution_C))  # what speaks loudest for the item, not against it
@@ -109,7 +118,8 @@ def clicks_alone(ranking: Ranking, catalogue: Catalogue) -> list[dict[str, Any]]
     """The ranking without perspectives in the form of `types.ScoredItem`; None where it was not asked for."""
     if ranking.clicks_alone is None:
         return None
-    pairs = zip(*(column_k.tolist() for column_k in ranking.clicks_alone), strict=True)
+    item_k, score_k = ranking.clicks_alone
+    pairs = zip(item_k.tolist(), _rounded(score_k), strict=True)
     return [_item(catalogue, item) | {"score": score} for item, score in pairs]
 
 

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from llm4sbr_ray.metrics import count_answer
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.catalogue import Catalogue
-from llm4sbr_ray.serving.explain import clicks_alone, popular, recommendations
+from llm4sbr_ray.serving.explain import clicks_alone, intents, popular, recommendations
 from llm4sbr_ray.serving.graph import Composed, Fused, Graph, OtherVersion, Wanted, clicked_items, milliseconds
 from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.new_items import IngressConfig, NewItem, encode_titles, place
@@ -166,6 +166,7 @@ class Ingress:
         boosts = catalogue.known_values(asked.boost)
         timings: dict[str, float] = {}
         llm_clicks = alone = None
+        said = [] if asked.explain else None
         if known:
             excluded = sorted({*blocked, *known} if asked.exclude_seen else blocked)
             wanted = Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain, asked.explain_clicks)
@@ -174,6 +175,7 @@ class Ingress:
             except OtherVersion as error:
                 raise HTTPException(503, "a new version is being taken up", {"Retry-After": "1"}) from error
             found = recommendations(ranked.ranking, self._perspectives, catalogue, clicked_items(wanted))
+            said = intents(ranked.ranking, self._perspectives, catalogue)
             alone = clicks_alone(ranked.ranking, catalogue)
             llm_clicks, timings = ranked.llm_clicks, ranked.timings_ms
         else:
@@ -183,6 +185,7 @@ class Ingress:
             "session_id": asked.session_id,
             "model": self._manifest.model,
             "version": self._manifest.version,
+            "perspectives": said,
             "recommendations": found,
             "clicks_alone": alone,
             "ignored_items": ignored,

@@ -57,15 +57,21 @@ class LocalisedItem(_Message):
     weight: float  # the weights of a perspective's items add up to 1 (to 0 if it resembles none)
 
 
-class PerspectiveShare(_Message):
-    """What one perspective did for one recommended item."""
+class PerspectiveIntent(_Message):
+    """What one perspective says of the session, and how much it counts."""
 
     name: str
     source: Literal["llm", "predicted"]  # from the LLM's answer for this session, or by the intent predictor
     gate: float  # alpha_p of the fusion rule
+    localised_items: list[LocalisedItem]  # strongest first
+
+
+class PerspectiveShare(_Message):
+    """What one perspective did for one recommended item."""
+
+    name: str
     contribution: float  # part_p . v_j, or of a +memory model its share in the network's part of the probability
     share: float  # |contribution| over the sum of all |contribution|
-    localised_items: list[LocalisedItem]
 
 
 class CatalogueItem(_Message):
@@ -115,6 +121,7 @@ class RecommendResponse(_Message):
     session_id: Id
     model: str
     version: str  # content hash of the bundle
+    perspectives: list[PerspectiveIntent] | None  # as `explanation.perspectives` names them; None: not asked for
     recommendations: list[Recommendation]  # best first; fewer than k when the catalogue has no more
     clicks_alone: list[ScoredItem] | None  # where `compare` asked for it: the ranking with all perspectives at zero
     ignored_items: list[Id]  # ids of the request that the catalogue lacks

@@ -112,7 +112,8 @@ def test_served_ranking_equals_offline_ranking(url: str, run: Run) -> None:
 def test_sources_of_the_perspectives(client: httpx.Client) -> None:
     for session, row in known_intents().items():
         body = client.post("/recommend", json={"session_id": "s", "items": ids(list(session)), "k": 1}).json()
-        parts = body["recommendations"][0]["explanation"]["perspectives"]
+        parts = body["perspectives"]
+        assert [part["name"] for part in parts] == ["long-term", "short-term"]
         assert [part["source"] for part in parts] == ["llm" if g else "predicted" for g in row["grounded"]]
         shown = [item["item_id"] for part, g in zip(parts, row["grounded"], strict=True) if g
                  for item in part["localised_items"]]  # fmt: skip

@@ -17,9 +17,9 @@ from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.serving.cache import CachedIntents
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.encoder import SessionEncoder
-from llm4sbr_ray.serving.explain import popular, recommendations, sentence
+from llm4sbr_ray.serving.explain import intents, popular, recommendations, sentence
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery, Reasons, shares
-from llm4sbr_ray.serving.types import Recommendation
+from llm4sbr_ray.serving.types import PerspectiveIntent, Recommendation
 
 NAMES = ["long-term", "short-term"]
 
@@ -137,6 +137,11 @@ def test_recommendations_have_the_promised_form(model: LLM4SBR) -> None:
             leader = max(parts, key=lambda part: part.contribution)
             assert f"({leader.share:.0%})" in answer.explanation.text
             assert answer.item_id == f"id-{ranking.item_k[n]}"
+        said = [PerspectiveIntent.model_validate(value) for value in intents(ranking, NAMES, catalogue) or []]
+        assert [part.name for part in said] == NAMES
+        for part, shown_R, gate in zip(said, reasons(ranking).shown_PR, reasons(ranking).gate_P, strict=True):
+            assert [item.item_id for item in part.localised_items] == [f"id-{j}" for j in shown_R]
+            assert part.gate == pytest.approx(gate)
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5))
@@ -211,6 +216,7 @@ def test_a_ranking_without_reasons_is_the_same(model: LLM4SBR) -> None:
             assert mixed.reasons is None
             found = recommendations(mixed, NAMES, Catalogue(items_table()))
             assert all(Recommendation.model_validate(r).explanation is None for r in found)
+            assert intents(mixed, NAMES, Catalogue(items_table())) is None
         else:
             np.testing.assert_allclose(
                 reasons(mixed).contribution_kP, reasons(full).contribution_kP, rtol=1e-4, atol=1e-5
