@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.handle import DeploymentHandle
 
+from llm4sbr_ray.perspectives.engine import uses_gpu
 from llm4sbr_ray.serving.bundle import Bundle, load_bundle
 from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.enrichment import Enricher, Enrichment, Misses, reading
 from llm4sbr_ray.serving.graph import BATCH, require_version
 from llm4sbr_ray.serving.ingress import Ingress
 from llm4sbr_ray.serving.nearest import IndexKind
@@ -39,6 +42,7 @@ class ServeArgs(BaseModel):
     stale_clicks: int = Field(default=3, ge=0)  # an LLM answer that is so many clicks old still counts
     # pq: a quantised index, for catalogues of 100,000 items and more; each replica builds it when it starts
     index: IndexKind = "exact"
+    enrichment: Enrichment | None = None  # have an LLM read, behind the requests, what the cache lacks
 
 
 class BehaviourEncoder:
@@ -68,13 +72,22 @@ class EmbeddingCache:
     """What the LLM said of known sessions.
 
     `user_config: {newer_bundle: LOCATION}` adds the intents of a later export over the same catalogue to all
-    running replicas, without a restart; sessions unused for longest make room.
+    running replicas, without a restart; sessions unused for longest make room. With an `enricher` (its handle, and how
+    many sessions may wait here), sessions that are not known are read behind the requests.
     """
 
-    def __init__(self, location: str, version: str, capacity: int, stale_clicks: int) -> None:
+    def __init__(
+        self,
+        location: str,
+        version: str,
+        capacity: int,
+        stale_clicks: int,
+        enricher: tuple[DeploymentHandle, int] | None = None,
+    ) -> None:
         self._bundle = Bundle(location, version)
         self._cache = IntentCache(capacity, stale_clicks)
         self._add(self._bundle)
+        self._misses = enricher and Misses(self._cache, enricher[0], version, enricher[1])
 
     def reconfigure(self, user_config: dict[str, str]) -> None:
         newer = Bundle(user_config["newer_bundle"])
@@ -87,7 +100,11 @@ class EmbeddingCache:
     async def lookup(self, items: NDArray[np.int32], version: str) -> CachedIntents | None:
         """Intents of a session or of its longest known prefix; None on a miss."""
         require_version(self._bundle.manifest.version, version)
-        return self._cache.lookup(items.tolist())
+        session = items.tolist()
+        known = self._cache.lookup(session)
+        if known is None and self._misses is not None:
+            self._misses.add(session)
+        return known
 
     def check_health(self) -> None:
         self._cache.check()
@@ -127,7 +144,8 @@ def build_app(args: ServeArgs) -> Application:
     Raises
     ------
     UserError
-        The bundle is missing or damaged. It is checked here, whole, before any replica starts.
+        The bundle is missing or damaged, or the run of `enrichment` is not its own. It is checked here, whole, before
+        any replica starts.
     """
     bundle = load_bundle(args.bundle)
     # Absolute, as replicas run in other folders; and one version for all, as the folder may be exported anew
@@ -135,14 +153,25 @@ def build_app(args: ServeArgs) -> Application:
     place = bundle.store.uri(), bundle.manifest.version
     ingress = _deployment(Ingress, 256, 0.5)
     limits = args.cache_capacity, args.stale_clicks
+    enricher = None if args.enrichment is None else (_enricher(args.enrichment, bundle), args.enrichment.queue)
     if args.graph == "fused":
-        fused: Application = ingress.bind(*place, alone=(*limits, args.index))
+        fused: Application = ingress.bind(*place, alone=(*limits, args.index), enricher=enricher)
         return fused
     encoder = _deployment(BehaviourEncoder, 64, 0.5).bind(*place)
-    cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, *limits)
+    cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, *limits, enricher)
     ranker = _deployment(FusionRanker, 64, 0.5).bind(*place, args.index)
     composed: Application = ingress.bind(*place, parts={"encoder": encoder, "cache": cache, "ranker": ranker})
     return composed
+
+
+def _enricher(args: Enrichment, bundle: Bundle) -> Application:
+    given = reading(args, bundle)
+    engine = given.perspectives.engine
+    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size if uses_gpu(engine) else 0
+    options = {"num_cpus": engine.cpus_per_actor, "num_gpus": gpus}
+    deployment = serve.deployment(max_ongoing_requests=64, ray_actor_options=options)(Enricher)
+    application: Application = deployment.bind(given, bundle.manifest.version, args.queue, args.batch)
+    return application
 
 
 def _deployment(cls: type, max_ongoing_requests: int, num_cpus: float) -> Deployment:

@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.cache import CachedIntents, IntentCache
 from llm4sbr_ray.serving.encoder import SessionEncoder
+from llm4sbr_ray.serving.enrichment import Misses
 from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.new_items import Placed
 from llm4sbr_ray.serving.ranker import Ranker, Ranking, RankQuery
@@ -117,7 +118,14 @@ class Composed:
 class Fused:
     """Encoder, cache and ranker in the ingress itself."""
 
-    def __init__(self, bundle: Bundle, cache_capacity: int, stale_clicks: int, index: IndexKind = "exact") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        cache_capacity: int,
+        stale_clicks: int,
+        index: IndexKind = "exact",
+        enricher: tuple[DeploymentHandle, int] | None = None,
+    ) -> None:
         torch.set_num_threads(1)  # replicas share the machine's cores; one small session gains nothing from two
         self.model, manifest = bundle.model(), bundle.manifest
         self._encoder = SessionEncoder(self.model, manifest.n_items)
@@ -126,11 +134,12 @@ class Fused:
         self._cache = IntentCache(cache_capacity, stale_clicks)
         for key, intents in bundle.intents():
             self._cache.put(key, intents)
+        self._misses = enricher and Misses(self._cache, enricher[0], manifest.version, enricher[1])
 
     def with_items(self, placed: Placed, n_items: int) -> Fused:
         """This graph with more items beside its `n_items`; what it was asked before it still answers by itself."""
         more = Fused.__new__(Fused)
-        more.model, more._encoder, more._cache = self.model, self._encoder, self._cache
+        more.model, more._encoder, more._cache, more._misses = self.model, self._encoder, self._cache, self._misses
         more._ranker = self._ranker.with_items(placed.vector_ND)
         more._read_as = dict(enumerate(placed.nearest_N, start=n_items))
         return more
@@ -155,6 +164,10 @@ class Fused:
         whole = list(islice(vectors, len(queries)))
         encoded = time.perf_counter()
         intents = [self._cache.lookup(wanted.items) for wanted in queries]
+        if self._misses is not None:
+            for wanted, known in zip(queries, intents, strict=True):
+                if known is None and read_as.keys().isdisjoint(wanted.items):  # the LLM's run has no new items
+                    self._misses.add(wanted.items)
         found = time.perf_counter()
         rankings = self._ranker.rank(
             [

@@ -104,6 +104,8 @@ class Ingress:
         Handles "encoder", "cache" and "ranker" of the composed graph; None: all is done in this process.
     alone
         Without parts: capacity and stale clicks of the cache in this process, and the index.
+    enricher
+        Without parts: the handle of what reads sessions that the cache lacks, and how many may wait here.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class Ingress:
         version: str,
         parts: dict[str, DeploymentHandle] | None = None,
         alone: tuple[int, int, IndexKind] = (0, 0, "exact"),
+        enricher: tuple[DeploymentHandle, int] | None = None,
     ) -> None:
         bundle = Bundle(location, version)
         self._manifest = bundle.manifest
         self._perspectives = [p.name for p in bundle.manifest.perspectives]
-        graph: Graph = Fused(bundle, *alone) if parts is None else Composed(version, **parts)
+        graph: Graph = Fused(bundle, *alone, enricher) if parts is None else Composed(version, **parts)
         self._exported = self._served = Served(bundle.catalogue(), graph)
         self._page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
 
@@ -166,7 +169,7 @@ class Ingress:
         boosts = catalogue.known_values(asked.boost)
         timings: dict[str, float] = {}
         llm_clicks = alone = None
-        said = [] if asked.explain else None
+        said: list[dict[str, Any]] | None = [] if asked.explain else None
         if known:
             excluded = sorted({*blocked, *known} if asked.exclude_seen else blocked)
             wanted = Wanted(known, excluded, asked.k, asked.compare, boosts, asked.explain, asked.explain_clicks)
@@ -193,7 +196,7 @@ class Ingress:
             "llm_clicks": llm_clicks,
             "timings_ms": timings,
         }
-        count_answer(body)
+        count_answer(body, len(known))
         return answer(body)
 
     @api.get("/items", response_model=SearchResponse, dependencies=[Depends(authorise)])

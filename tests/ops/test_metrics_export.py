@@ -27,7 +27,7 @@ def exported(worker: str) -> dict[str, float]:
             for line in page.read().decode().splitlines():
                 if line.startswith("ray_llm4sbr_") and f'WorkerId="{worker}"' in line:
                     name, value = line.rsplit(" ", 1)
-                    wanted = re.findall(r'(?<=[{,])(?:result|served_by|stage|version)="[^"]*"', name)
+                    wanted = re.findall(r'(?<=[{,])(?:place|result|served_by|stage|version)="[^"]*"', name)
                     key = f"{name.split('{')[0]} {' '.join(sorted(wanted))}".strip()
                     found[key] = found.get(key, 0) + float(value)
     return found
@@ -40,9 +40,12 @@ def test_a_scrape_finds_every_metric_and_the_dashboard_draws_no_other(ray_cluste
     class Node:
         def work(self) -> None:
             metrics.count_prompts(10, 1, 700, 60)
-            metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": 3})
-            metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": None})
-            metrics.count_answer({**ANSWER, "served_by": "popularity", "llm_clicks": None})
+            metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": 3}, 5)
+            metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": None}, 5)
+            metrics.count_answer({**ANSWER, "served_by": "popularity", "llm_clicks": None}, 0)
+            metrics.count_enrichment("dropped")
+            metrics.observe_enrichment(0.2)
+            metrics.show_enrichment_queue("replica", 7)
 
         def name(self) -> str:
             return ray.get_runtime_context().get_worker_id()
@@ -62,10 +65,14 @@ def test_a_scrape_finds_every_metric_and_the_dashboard_draws_no_other(ray_cluste
     assert found['ray_llm4sbr_recommendations_total served_by="model" version="v1"'] == 2
     assert found['ray_llm4sbr_latency_ms_count stage="total"'] == 3
     assert found['ray_llm4sbr_latency_ms_count stage="encode"'] == 3  # Ray exports sums by the buckets' middles
+    assert found["ray_llm4sbr_intent_age_clicks_count"] == 1
+    assert found['ray_llm4sbr_enrichment_total result="dropped"'] == 1
+    assert found['ray_llm4sbr_enrichment_queue place="replica"'] == 7
     names = {key.split()[0] for key in found}
     panels = json.loads(DASHBOARD.read_text())["panels"]
     drawn = {name for panel in panels for target in panel["targets"] for name in DRAWN.findall(target["expr"])}
     assert drawn <= names
     counters = {f"ray_{name}_total" for name in metrics.COUNTERS}
-    assert drawn == counters | {"ray_llm4sbr_latency_ms_bucket"}
+    histograms = {f"ray_{name}_bucket" for name in metrics.HISTOGRAMS}
+    assert drawn == counters | histograms | {f"ray_{name}" for name in metrics.GAUGES}
     assert all(panel["targets"] for panel in panels)
