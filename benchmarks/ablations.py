@@ -8,6 +8,7 @@ touched.
 Rows named "control" must gain nothing. In the last one every item gets the text of another one and every session the
 answers to another one. Each alone leaves something: answers are localised by the texts as they are, so with permuted
 texts a perspective still names the right items; with other sessions' answers the items still start from their texts.
+Rows named "simulated" ask how good an LLM has to be: no LLM gave these answers, and they know the target.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Variant:
     text: Callable[[Tensor], Tensor] = lambda item_text_VE: item_text_VE
     intents: Callable[[Intents], Intents] = lambda intents: intents
     view: int | None = None  # the only perspective
+    named: float = 0.0  # share of the samples whose answers are made to name the target: no LLM did this
 
 
 def permuted(item_text_VE: Tensor) -> Tensor:
@@ -74,6 +76,18 @@ def random_items(intents: Intents) -> Intents:
     """Answers localised to other sessions' items: what they say has nothing to do with the session."""
     order_B = torch.randperm(len(intents.item_BPR), generator=torch.Generator().manual_seed(21))
     return Intents(intents.item_BPR[order_B], intents.weight_BPR[order_B], intents.grounded_BP[order_B])
+
+
+def naming_targets(intents: Intents, target_B: Tensor, share: float) -> Intents:
+    """As if the LLM's answers named the very item that comes next, in this share of the samples, drawn at random."""
+    named_B11 = (torch.rand(len(target_B), generator=torch.Generator().manual_seed(22)) < share)[:, None, None]
+    first_R = torch.zeros(intents.weight_BPR.shape[2])
+    first_R[0] = 1
+    return Intents(
+        torch.where(named_B11, target_B[:, None, None].to(intents.item_BPR), intents.item_BPR),
+        torch.where(named_B11, first_R, intents.weight_BPR),
+        intents.grounded_BP | named_B11[..., 0],
+    )
 
 
 def variants(config: RunConfig) -> list[Variant]:
@@ -98,6 +112,10 @@ def variants(config: RunConfig) -> list[Variant]:
         Variant("permuted texts", text=permuted),
         Variant("other sessions' answers", intents=random_items),
         Variant("permuted texts and other sessions' answers (control)", text=permuted, intents=random_items),
+        *(
+            Variant(f"simulated: {share:.0%} of answers name the target", named=share)
+            for share in (0.05, 0.1, 0.2, 0.4)
+        ),
     ]
 
 
@@ -107,7 +125,8 @@ def with_intents(samples: Samples, variant: Variant) -> Samples:
         return samples
     views = slice(None) if variant.view is None else slice(variant.view, variant.view + 1)
     kept = Intents(*(getattr(samples.intents, f.name)[:, views] for f in dataclasses.fields(Intents)))
-    return replace(samples, intents=variant.intents(kept))
+    changed = naming_targets(variant.intents(kept), samples.target_N, variant.named)
+    return replace(samples, intents=changed)
 
 
 def train_variant(run: Run, backbone: str, variant: Variant, seed: int) -> dict[str, float]:
