@@ -24,6 +24,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"  # what may name a run, a perspect
 
 
 class Section(BaseModel):
+    """A part of the settings. It takes no name that it doesn't know."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -216,6 +218,12 @@ class Perspectives(Section):
     tokens_per_second: float | None = Field(default=None, gt=0)  # for --plan: read and written, by all actors together
     price_per_gpu_hour: float | None = Field(default=None, ge=0)  # for --plan
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _said_on_the_command_line(cls, store: object) -> object:
+        """There every value is text."""
+        return {"true": True, "false": False}.get(str(store).lower(), store)
+
     @field_validator("views")
     @classmethod
     def _unique(cls, views: tuple[Perspective, ...]) -> tuple[Perspective, ...]:
@@ -399,6 +407,11 @@ class ClusterConfig(Section):
     worker_logs: bool = False  # print what workers print (vLLM says a lot); Ray keeps it in its log folder anyway
 
 
+class TrackingConfig(Section):
+    mlflow: bool = False  # send settings and figures to MLflow; MLFLOW_TRACKING_URI in the environment says where
+    experiment: str = "llm4sbr_ray"  # of MLflow
+
+
 class RunConfig(BaseSettings):
     """All settings of one run; `name` and `storage` place it: ``<storage>/<name>/``."""
 
@@ -420,6 +433,7 @@ class RunConfig(BaseSettings):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -53,6 +53,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, arguments: list[str],
         load_config(["--config", write(tmp_path, text), *arguments])
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"), [("false", False), ("False", False), ("true", True), ("s3://b/x", "s3://b/x")]
+)
+def test_the_answer_store_is_switched_off_on_the_command_line(said: str, meant: bool | str) -> None:
+    config = load_config(["--config", str(CONFIGS[0]), "--perspectives.store", said])
+    assert config.perspectives.store == meant
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"config file not found: nowhere\.yaml"):
         load_config(["--config", "nowhere.yaml"])
