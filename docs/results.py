@@ -6,7 +6,7 @@
     python docs/results.py --add training FILE --command '...'      what `benchmarks/training.py --json FILE` wrote
 
 results.json: {"accuracy": {NAME: FIGURE, "tables": {NAME: FIGURE}}, "inference": {NAME: FIGURE}, "training": ...,
-"serving": ...}. A FIGURE is
+"serving": ..., "operations": ...}. A FIGURE is
 
     {"value": number, text or table, "command": what gives it, "commit": short hash, "date": YYYY-MM-DD, ...}
 
