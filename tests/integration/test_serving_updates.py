@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 import pytest
 import torch
 from ray import serve
 from serving_run import V, planted_model, planted_run
+from traffic import Traffic
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
@@ -54,29 +54,7 @@ def offline(run: Run) -> list[str]:
     return [f"id-{j}" for j in top_items(scores_BV, K, seen)[0].tolist()]
 
 
-class Traffic:
-    """Asks without a pause, from four threads, until it is stopped."""
-
-    def __init__(self, url: str) -> None:
-        self.answers: list[httpx.Response] = []
-        self._url, self._stop = url, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
-
-    def _ask(self) -> None:
-        body = {"session_id": "s", "items": [f"id-{j}" for j in SESSION], "k": K}
-        with httpx.Client(timeout=30, trust_env=False) as client:
-            while not self._stop.wait(0.01):
-                self.answers.append(client.post(f"{self._url}/recommend", json=body))
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+BODY = {"session_id": "s", "items": [f"id-{j}" for j in SESSION], "k": K}
 
 
 @pytest.mark.parametrize("graph", ["fused", "composed"])
@@ -87,7 +65,7 @@ def test_a_new_version_is_taken_up_and_rolled_back(
     first = next(iter(versions))
     order = [*versions, first]
     serve.run(build_app(ServeArgs(bundle=versions[first].uri("bundle"), graph=graph)), name="llm4sbr")
-    with Traffic(url) as traffic:
+    with Traffic(url, BODY) as traffic:
         for version in order[1:]:
             serve.run(build_app(ServeArgs(bundle=versions[version].uri("bundle"), graph=graph)), name="llm4sbr")
             last = httpx.post(f"{url}/recommend", json={"session_id": 1, "items": ["id-1"]}, trust_env=False).json()
@@ -114,7 +92,7 @@ def test_a_broken_bundle_is_refused_while_the_running_one_answers(
     broken = Path(shutil.copytree(versions[other].path("bundle"), tmp_path / "bundle"))
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with Traffic(url) as traffic, pytest.raises(UserError, match=r"model\.safetensors"):
+    with Traffic(url, BODY) as traffic, pytest.raises(UserError, match=r"model\.safetensors"):
         serve.run(build_app(fused.model_copy(update={"bundle": str(broken)})), name="llm4sbr")
     body = {"session_id": "s", "items": ["id-1"]}
     after = httpx.post(f"{url}/recommend", json=body, trust_env=False)
