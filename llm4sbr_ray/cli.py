@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray import tracking
+from llm4sbr_ray.artifacts import Facts, Run
 from llm4sbr_ray.cluster import connect
 from llm4sbr_ray.config import load_config
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.lock import exclusive
+from llm4sbr_ray.logs import json_lines
+from llm4sbr_ray.metrics import count_stage
 
 
 def main(body: Callable[[Run], object], argv: Sequence[str] | None = None, writes: bool = True) -> int:
@@ -31,13 +34,33 @@ def main(body: Callable[[Run], object], argv: Sequence[str] | None = None, write
         Exit status: 0; 2 with one clear line on stderr for a bad config or bad input.
     """
     try:
-        config = load_config(argv)
-        run = Run(config)
-        print(f"run: {run.uri()}", flush=True)
-        with exclusive(run) if writes else nullcontext():
-            connect(config.cluster)
-            body(run)
+        run = Run(load_config(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    with json_lines(run.uri()) as errors:
+        try:
+            print(f"run: {run.uri()}", flush=True)
+            with exclusive(run) if writes else nullcontext():
+                _work(run, body)
+        except UserError as error:
+            print(f"error: {error}", file=errors, flush=True)
+            return 2
     return 0
+
+
+def _work(run: Run, body: Callable[[Run], object]) -> None:
+    tracked = run.config.tracking.mlflow
+    if tracked:
+        tracking.require_mlflow()
+    connect(run.config.cluster)
+
+    def on_commit(stage: str, entry: Facts) -> None:
+        count_stage(stage, entry["rows"], entry["seconds"])
+        if tracked:
+            tracking.send(run)
+
+    run.on_commit = on_commit
+    if tracked:
+        tracking.send(run)  # what an earlier call has committed
+    body(run)

@@ -12,6 +12,8 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge, Histogram
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "llm4sbr_rows": ("Rows of the stages that were committed", ("stage",)),
+    "llm4sbr_stage_seconds": ("Seconds that the committed stages took", ("stage",)),
     "llm4sbr_prompts": ("Prompts that the LLM stage has finished, failed ones too", ()),
     "llm4sbr_prompt_errors": ("Prompts that failed", ()),
     "llm4sbr_prompt_tokens": ("Tokens of the prompts", ()),
@@ -62,6 +64,13 @@ def _gauge(name: str) -> Gauge:
 def _count(name: str, value: float, **tags: str) -> None:
     if value > 0:  # Ray's counters refuse 0
         _counter(name).inc(value, tags)
+
+
+def count_stage(stage: str, rows: int, seconds: float) -> None:
+    """Count a stage that was committed; the trainings of all models and seeds are one stage here."""
+    stage = stage.split("/")[0]
+    _count("llm4sbr_rows", rows, stage=stage)
+    _count("llm4sbr_stage_seconds", seconds, stage=stage)
 
 
 def count_prompts(prompts: int, errors: int, prompt_tokens: int, generated_tokens: int) -> None:

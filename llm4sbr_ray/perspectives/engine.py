@@ -7,6 +7,8 @@ tokenizer stages: one pass, exact token counts, and no prompt that the engine wo
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +23,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Engine, Perspectives
 from llm4sbr_ray.metrics import count_prompts
+from llm4sbr_ray.perspectives.model_files import local_model
 from llm4sbr_ray.perspectives.outputs import Question, questions
 from llm4sbr_ray.perspectives.prompts import control_tokens, messages, neutralise
 
@@ -73,7 +76,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
     done
         Where Ray Data keeps the keys of written blocks.
     model
-        Hugging Face name, or a path that every node can read.
+        Hugging Face name, a path that every node can read, or the URI of a folder.
     catalogue
         Location of the folder with items.parquet, whose titles the prompts show.
     """
@@ -82,11 +85,14 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
     constrained = {name: replace(q, lines=[]) for name, q in found.items() if q.structured()}
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
-        id_column="prompt_key", checkpoint_path=done.uri(), delete_checkpoint_on_success=False
+        id_column="prompt_key",
+        checkpoint_path=done.path(),
+        override_filesystem=done.fs,  # as everywhere: a small object is one request with ours, and three with Ray's
+        delete_checkpoint_on_success=False,
     )
     try:
         prompts = ray.data.read_parquet(
-            asked.uri(), num_cpus=HELPER_CPUS, override_num_blocks=len(asked.files())
+            asked.path(), filesystem=asked.fs, num_cpus=HELPER_CPUS, override_num_blocks=len(asked.files())
         ).map_batches(
             Tokenise,
             fn_constructor_args=(model, catalogue, config),
@@ -103,7 +109,10 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
         )
         answered.write_parquet(
-            answers.uri(), ray_remote_args={"num_cpus": HELPER_CPUS}, min_rows_per_file=engine.write_rows
+            answers.path(),
+            filesystem=answers.fs,
+            ray_remote_args={"num_cpus": HELPER_CPUS},
+            min_rows_per_file=engine.write_rows,
         )
     finally:
         context.checkpoint_config = None
@@ -133,8 +142,12 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
         # Keeps model and scheduler in one process. In two, each holds a core: one computes, the other spins.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # Ray shares the cores; pinning all to one would starve it
+    if "://" in model and "AWS_ENDPOINT_URL" in os.environ:  # Ray, which copies the model, knows another name of it
+        os.environ.setdefault("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
+        environment["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL_S3"]
     return vLLMEngineProcessorConfig(
-        model_source=model,
+        # Ray copies a model from a bucket to the node, with pyarrow rather than boto3 if its URI begins so.
+        model_source=f"pyarrow-{model}" if "://" in model else model,
         engine_kwargs=engine_kwargs | engine.engine_kwargs,
         concurrency=engine.actors if engine.actors[0] < engine.actors[1] else engine.actors[1],
         batch_size=engine.batch_size,
@@ -154,7 +167,8 @@ class Tokenise:
     def __init__(self, model: str, catalogue: str, config: Perspectives) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer = AutoTokenizer.from_pretrained(local_model(model, folder, weights=False))
         self.config = config
         self.questions = questions(Store(catalogue), config)
         control = control_tokens(self.tokenizer)

@@ -75,6 +75,8 @@ def build_pocket_lm(run: Run) -> bool:
                 print(f"[pocket-lm] {item}", flush=True)
             else:
                 files, facts = item
+        # Ray keeps copies of models from buckets by the name that this file holds: another training, another name.
+        files["hash"] = hashlib.sha256(files["model.safetensors"]).hexdigest().encode()
         for name, content in files.items():
             stage.store.write_bytes(content, "pocket-lm", name)
         return {"rows": len(sessions), **facts}

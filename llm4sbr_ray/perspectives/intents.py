@@ -141,7 +141,7 @@ def _body(stage: Stage) -> Facts:
             batch_size=1024,
             num_cpus=ENCODER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
-        ).write_parquet(work.uri("localised"), ray_remote_args={"num_cpus": HELPER_CPUS})
+        ).write_parquet(work.path("localised"), filesystem=work.fs, ray_remote_args={"num_cpus": HELPER_CPUS})
         database.register("localised", relational.dataset(work, "localised"))
     else:  # every prompt failed and max_error_rate allowed it
         database.register("localised", Localise.schema().empty_table())

@@ -84,7 +84,7 @@ def write_intents(run: Run, view: Perspective, vectors: str, out: Store) -> None
         batch_size=1,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=1),
-    ).write_parquet(out.uri(), ray_remote_args={"num_cpus": HELPER_CPUS})
+    ).write_parquet(out.path(), filesystem=out.fs, ray_remote_args={"num_cpus": HELPER_CPUS})
 
 
 class ItemIntents:

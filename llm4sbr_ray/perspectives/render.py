@@ -57,7 +57,7 @@ def render(data: Store, prompts: Store, model: str, config: Perspectives) -> Non
         batch_size=1,
         num_cpus=HELPER_CPUS,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=4),
-    ).write_parquet(prompts.uri(), ray_remote_args={"num_cpus": HELPER_CPUS})
+    ).write_parquet(prompts.path(), filesystem=prompts.fs, ray_remote_args={"num_cpus": HELPER_CPUS})
 
 
 class RenderFile:

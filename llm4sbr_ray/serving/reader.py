@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Perspective, Perspectives, Text
 from llm4sbr_ray.perspectives.engine import Tokenise, processor_config
 from llm4sbr_ray.perspectives.intents import Localise
+from llm4sbr_ray.perspectives.model_files import local_model
 from llm4sbr_ray.serving.cache import CachedIntents
 
 
@@ -31,7 +33,8 @@ class SessionReader:
 
     def __init__(self, run: str, perspectives: Perspectives, text: Text) -> None:
         store = Store(run)
-        model = perspectives.model or store.uri("pocket-lm")
+        self._folder = tempfile.TemporaryDirectory()  # of a model from a bucket, as long as the engine lives
+        model = local_model(perspectives.model or store.uri("pocket-lm"), self._folder.name)
         self._views, self._max_items = perspectives.views, perspectives.max_items
         asking = perspectives.model_copy(update={"views": session_views(perspectives)})
         self._tokenise = Tokenise(model, store.uri("data"), asking)

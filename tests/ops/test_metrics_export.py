@@ -39,6 +39,8 @@ def test_a_scrape_finds_every_metric_and_the_dashboard_draws_no_other(ray_cluste
     @ray.remote(num_cpus=0.1)
     class Node:
         def work(self) -> None:
+            for stage in ("train/srgnn/seed-0", "train/srgnn/seed-1"):
+                metrics.count_stage(stage, 50, 1.5)
             metrics.count_prompts(10, 1, 700, 60)
             metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": 3}, 5)
             metrics.count_answer({**ANSWER, "served_by": "model", "llm_clicks": None}, 5)
@@ -57,6 +59,8 @@ def test_a_scrape_finds_every_metric_and_the_dashboard_draws_no_other(ray_cluste
     while not (found := exported(worker)).get("ray_llm4sbr_generated_tokens_total"):
         assert time.monotonic() < deadline, f"not exported: {sorted(found)}"
         time.sleep(1)
+    assert found['ray_llm4sbr_rows_total stage="train"'] == 100
+    assert found['ray_llm4sbr_stage_seconds_total stage="train"'] == 3
     assert found["ray_llm4sbr_prompts_total"] == 10
     assert found["ray_llm4sbr_prompt_errors_total"] == 1
     assert found["ray_llm4sbr_prompt_tokens_total"] == 700
