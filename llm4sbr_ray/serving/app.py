@@ -42,6 +42,7 @@ class ServeArgs(BaseModel):
     stale_clicks: int = Field(default=3, ge=0)  # an LLM answer that is so many clicks old still counts
     # pq: a quantised index, for catalogues of 100,000 items and more; each replica builds it when it starts
     index: IndexKind = "exact"
+    requests_per_second: int | None = Field(default=None, ge=1)  # of one address, in each replica of the ingress
     enrichment: Enrichment | None = None  # have an LLM read, behind the requests, what the cache lacks
 
 
@@ -155,12 +156,14 @@ def build_app(args: ServeArgs) -> Application:
     limits = args.cache_capacity, args.stale_clicks
     enricher = None if args.enrichment is None else (_enricher(args.enrichment, bundle), args.enrichment.queue)
     if args.graph == "fused":
-        fused: Application = ingress.bind(*place, alone=(*limits, args.index), enricher=enricher)
+        alone = (*limits, args.index)
+        fused: Application = ingress.bind(*place, alone=alone, enricher=enricher, per_second=args.requests_per_second)
         return fused
     encoder = _deployment(BehaviourEncoder, 64, 0.5).bind(*place)
     cache = _deployment(EmbeddingCache, 256, 0.1).bind(*place, *limits, enricher)
     ranker = _deployment(FusionRanker, 64, 0.5).bind(*place, args.index)
-    composed: Application = ingress.bind(*place, parts={"encoder": encoder, "cache": cache, "ranker": ranker})
+    parts = {"encoder": encoder, "cache": cache, "ranker": ranker}
+    composed: Application = ingress.bind(*place, parts=parts, per_second=args.requests_per_second)
     return composed
 
 

@@ -22,6 +22,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
 from llm4sbr_ray.metrics import count_answer
@@ -29,6 +30,7 @@ from llm4sbr_ray.serving.bundle import Bundle
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.explain import clicks_alone, intents, popular, recommendations
 from llm4sbr_ray.serving.graph import Composed, Fused, Graph, OtherVersion, Wanted, clicked_items, milliseconds
+from llm4sbr_ray.serving.limit import AddressLimit
 from llm4sbr_ray.serving.nearest import IndexKind
 from llm4sbr_ray.serving.new_items import IngressConfig, NewItem, encode_titles, place
 from llm4sbr_ray.serving.types import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, SearchResponse
@@ -41,6 +43,17 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe
 
 logger = logging.getLogger("ray.serve")
 api = FastAPI(title="llm4sbr_ray", docs_url=None, redoc_url=None)  # their pages would load scripts from a CDN
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "The service asks for a key and the request does not bring it"},
+    429: {"description": "The address has sent too many requests in this second"},
+}
+
+
+async def admit(request: Request) -> None:
+    """429 to a request that is one too many of its address, if the service has a limit."""
+    limit: AddressLimit | None = serve.get_replica_context().servable_object.limit
+    if limit is not None:
+        limit.check(request)
 
 
 async def authorise(request: Request) -> None:
@@ -70,6 +83,7 @@ async def post_recommend(request: Request) -> Response:
 
     `Ingress.recommend` is declared as a FastAPI route too, which documents it in /openapi.json.
     """
+    await admit(request)
     await authorise(request)
     asked = await read_request(request)
     answered: Response = await serve.get_replica_context().servable_object.recommend(asked)
@@ -106,6 +120,8 @@ class Ingress:
         Without parts: capacity and stale clicks of the cache in this process, and the index.
     enricher
         Without parts: the handle of what reads sessions that the cache lacks, and how many may wait here.
+    per_second
+        Requests that one address may send to this replica in a second; None: any number.
     """
 
     def __init__(
@@ -115,7 +131,9 @@ class Ingress:
         parts: dict[str, DeploymentHandle] | None = None,
         alone: tuple[int, int, IndexKind] = (0, 0, "exact"),
         enricher: tuple[DeploymentHandle, int] | None = None,
+        per_second: int | None = None,
     ) -> None:
+        self.limit = None if per_second is None else AddressLimit(per_second)
         bundle = Bundle(location, version)
         self._manifest = bundle.manifest
         self._perspectives = [p.name for p in bundle.manifest.perspectives]
@@ -152,7 +170,7 @@ class Ingress:
         response_model=RecommendResponse,
         dependencies=[Depends(authorise)],
         responses={
-            401: {"description": "The service asks for a key and the request does not bring it"},
+            **REFUSALS,
             413: {"description": "The body is too large"},
             422: {"description": "The body is no request: each entry of `detail` names a field"},
             503: {"description": "Too many requests, or an update: come back after the seconds in Retry-After"},
@@ -199,13 +217,18 @@ class Ingress:
         count_answer(body, len(known))
         return answer(body)
 
-    @api.get("/items", response_model=SearchResponse, dependencies=[Depends(authorise)])
+    @api.get(
+        "/items",
+        response_model=SearchResponse,
+        dependencies=[Depends(admit), Depends(authorise)],
+        responses=REFUSALS,
+    )
     def items(self, q: Annotated[str, Query(max_length=200)] = "") -> Response:  # a thread: it scans the catalogue
         catalogue = self._served.catalogue
         found = catalogue.search(q, SEARCH_LIMIT)
         return answer({"items": [{"item_id": catalogue.item_ids[j], "title": catalogue.titles[j]} for j in found]})
 
-    @api.get("/healthz")
+    @api.get("/healthz", responses={503: {"description": "A part is broken: `parts` names it"}})
     async def healthz(self) -> Response:
         probes = self._served.graph.probes()
         waits = [asyncio.wait_for(probe, HEALTH_TIMEOUT_S) for probe in probes.values()]
@@ -219,7 +242,7 @@ class Ingress:
         body = {"status": "ok" if healthy else "unhealthy", "version": self._manifest.version, "parts": parts}
         return answer(body, 200 if healthy else 503)
 
-    @api.get("/")
+    @api.get("/", response_class=HTMLResponse)
     async def playground(self) -> Response:
         return Response(
             self._page,

@@ -1,10 +1,11 @@
-"""Logs of the service: JSON with the id of the request, which the answer names; no key in them."""
+"""Logs of the service: JSON with the id of the request, which the answer names; no key in them. And its rate limit."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -23,15 +24,15 @@ PRODUCTION = Path(__file__).parent.parent.parent / "serve_configs" / "production
 KEY = "the-key-of-this-test"
 
 
-@pytest.fixture
-def logs(tmp_path: Path) -> Path:
-    return tmp_path / "logs"
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
 
 
-@pytest.fixture
-def url(ray_cluster: None, tmp_path: Path, logs: Path) -> Iterator[str]:
-    """As production.yaml says, but with a line for each request."""
-    run = planted_run(tmp_path)
+@pytest.fixture(scope="module")
+def url(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
+    """As production.yaml says, but with a line for each request, and a limit for each address."""
+    run = planted_run(tmp_path_factory.mktemp("runs"))
     export(run)
     said = yaml.safe_load(PRODUCTION.read_text())["logging_config"]
     config = LoggingConfig(**{**said, "enable_access_log": True, "logs_dir": str(logs)})
@@ -39,7 +40,7 @@ def url(ray_cluster: None, tmp_path: Path, logs: Path) -> Iterator[str]:
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port}, logging_config=config)
     options = {"num_cpus": 0.1, "runtime_env": {"env_vars": {API_KEY: KEY}}}
     place = run.uri("bundle"), Bundle(run.uri("bundle")).manifest.version
-    app = serve.deployment(ray_actor_options=options)(Ingress).bind(*place, alone=(100, 3, "exact"))
+    app = serve.deployment(ray_actor_options=options)(Ingress).bind(*place, alone=(100, 3, "exact"), per_second=5)
     serve.run(app, name="llm4sbr", logging_config=config)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -66,3 +67,12 @@ def test_a_request_is_found_in_the_logs_by_its_id(url: str, logs: Path) -> None:
     written = "".join(path.read_text() for path in logs.rglob("*") if path.is_file())
     assert KEY not in written
     assert "wrong-key" not in written
+
+
+def test_an_address_that_asks_too_often_is_told_to_wait(url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: httpx.get(f"{url}/items?q=a", trust_env=False), range(60)))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert {answer.status_code for answer in answers} == {401, 429}  # counted before the key is looked at
