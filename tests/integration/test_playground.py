@@ -187,3 +187,40 @@ def test_a_service_with_a_key_asks_for_it(page: Page, url: str) -> None:
     expect(page.locator("#recommended > li")).to_have_count(10)
     expect(page.locator("#found button").first).to_be_visible()
     expect(secret).to_be_hidden()
+    page.reload()
+    expect(page.locator("#recommended > li")).to_have_count(10)
+    expect(secret).to_be_hidden()
+
+
+def test_the_keyboard_alone_is_enough(page: Page, url: str) -> None:
+    page.goto(url)
+    search = page.get_by_label("Catalogue")
+    search.fill("number 12")
+    expect(page.locator("#found li")).to_have_text(["Soap number 12"])
+    page.keyboard.press("Tab")
+    for clicks in (1, 2):
+        with page.expect_response(re.compile("/recommend$")):
+            page.keyboard.press("Enter")
+        expect(page.locator("#session li")).to_have_count(clicks)
+    page.get_by_role("button", name="Add ").nth(1).focus()  # of the first recommendation
+    with page.expect_response(re.compile("/recommend$")):
+        page.keyboard.press("Enter")
+    expect(page.locator("#session li")).to_have_count(3)
+    expect(page.locator("#recommended button").first).to_be_focused()  # another item now stands there
+    page.locator("#session button").first.focus()
+    for clicks in (2, 1):
+        page.keyboard.press("Enter")
+        expect(page.locator("#session li")).to_have_count(clicks)
+    expect(page.locator("#session button")).to_be_focused()
+
+
+def test_in_the_dark(page: Page, url: str) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(url)
+    add(page, "Soap number 12")
+    shown = "getComputedStyle(document.body)"
+    assert page.evaluate(f"{shown}.backgroundColor") == "rgb(18, 22, 28)"
+    assert page.evaluate(f"{shown}.color") == "rgb(230, 234, 240)"
+    assert fits(page)
+    shot(page, "dark-phone")
