@@ -42,13 +42,14 @@ def main() -> None:
     figures = deletion_test(bundle, sessions[: arguments.sessions], arguments.top)
     print(json.dumps(figures, indent=1))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+        named = {f"explanations_{name}": value for name, value in figures.items()}
+        arguments.json.write_text(json.dumps({"figures": named}, indent=1) + "\n")
 
 
 def deletion_test(bundle: Bundle, sessions: list[list[int]], top: int) -> dict[str, Any]:
     fused, draw = Fused(bundle, 100_000, 3), random.Random(0)
     falls: dict[str, list[float]] = {"named": [], "other": [], "last": []}
-    ranks: dict[str, list[int]] = {"before": [], "named": [], "other": [], "last": []}
+    ranks: dict[str, list[int]] = {"nothing": [], "named": [], "other": [], "last": []}
     misses: list[float] = []
     stored: list[bool] = []  # whether the answer stood on an LLM's answer of the cache
     for start in range(0, len(sessions), BATCH):
@@ -66,7 +67,7 @@ def deletion_test(bundle: Bundle, sessions: list[list[int]], top: int) -> dict[s
                     "other": draw.choice([j for j in clicked if j != named]),
                     "last": clicked[0],
                 }
-                ranks["before"].append(place + 1)
+                ranks["nothing"].append(place + 1)
                 stored.append(ranked.llm_clicks is not None)
                 for name, left in left_out.items():
                     falls[name].append(float(ranking.score_k[place] - without[left][item]))
@@ -79,7 +80,7 @@ def deletion_test(bundle: Bundle, sessions: list[list[int]], top: int) -> dict[s
         "of_those_predicted_from_clicks": _mean(wins[~np.array(stored)]),
         "of_those_with_a_stored_answer": _mean(wins[np.array(stored)]),
         **{f"score_falls_without_{name}": round(float(np.mean(values)), 4) for name, values in falls.items()},
-        "median_rank": {name: float(np.median(values)) for name, values in ranks.items()},
+        **{f"median_rank_without_{name}": float(np.median(values)) for name, values in ranks.items()},
         "contributions_miss_the_score_by_at_most": max(misses),
     }
 

@@ -1,6 +1,7 @@
 """Speed of the service over real HTTP, and where each millisecond goes.
 
     python benchmarks/serving.py --json FILE                                     less than 8 minutes
+    python docs/results.py --add serving FILE --command 'python benchmarks/serving.py'    into docs/results.json
     python benchmarks/serving.py --quick                                         about 2 minutes
     python benchmarks/serving.py --bundle runs/demo/bundle --rate 200
     python benchmarks/serving.py --items 1000000 --set index=pq --rate 100 --only service
@@ -19,6 +20,7 @@ import contextlib
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,7 +217,16 @@ def main() -> None:
         figures["search"] = {f"{V} items": search_floor(V) for V in sizes}
     print(json.dumps(figures, indent=1))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"figures": figures, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"figures": flat(figures), "rows": rows}, indent=1) + "\n")
+
+
+def flat(figures: dict[str, Any]) -> dict[str, Any]:
+    """One level of names; a replica is named without its process id."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        parts = flat(value) if isinstance(value, dict) else {"": value}
+        found |= {re.sub(r"-\d+$", "", f"{name}_{part}".strip("_")).replace(" ", "_"): v for part, v in parts.items()}
+    return found
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
