@@ -42,7 +42,7 @@ def main() -> None:
     figures = deletion_test(bundle, sessions[: arguments.sessions], arguments.top)
     print(json.dumps(figures, indent=1))
     if arguments.json:
-        named = {f"explanations_{name}": value for name, value in figures.items()}
+        named = {f"explanations_{name}": value for name, value in figures.items() if value is not None}
         arguments.json.write_text(json.dumps({"figures": named}, indent=1) + "\n")
 
 
