@@ -55,6 +55,7 @@ def render_report(data: ReportData) -> str:
         comparisons={p: [_told(c, labels) for c in metrics["comparisons"] if c["protocol"] == p] for p in PROTOCOLS},
         curves=_curve_plots(data, labels),
         breakdowns=_breakdowns(metrics, labels),
+        cost=data.stages.get("perspectives", {}).get("cost"),
         total_seconds=sum(stage["seconds"] for stage in data.stages.values()),
     )
 

@@ -10,7 +10,7 @@ from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.perspectives import budget, engine, relational
+from llm4sbr_ray.perspectives import budget, cost, engine, relational
 from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.answers import ITEM_ANSWERS, take_from_field, write_answers
 from llm4sbr_ray.perspectives.outputs import field_texts, questions
@@ -148,7 +148,9 @@ def _collect(stage: Stage, work: Store) -> Facts:
     for number in answered:
         database.register(f"round_{number}", relational.dataset(work, "answers", f"round-{number}"))
     database.register("known", relational.dataset(work, "known"))
-    nothing = "'' AS error, false AS shortened, NULL::DOUBLE AS answered_at, -1 AS round"
+    nothing = (
+        "'' AS error, false AS shortened, NULL::DOUBLE AS answered_at, NULL::DOUBLE AS engine_seconds, -1 AS round"
+    )
     answer_rounds = " UNION ALL BY NAME ".join(
         [f"SELECT *, {nothing} FROM known"]
         + [f"SELECT *, {number} AS round FROM round_{number}" for number in answered]
@@ -157,7 +159,8 @@ def _collect(stage: Stage, work: Store) -> Facts:
     database.register("chosen", relational.dataset(_chosen(work, config)))
     # The answer of a later round replaces the error of an earlier one.
     database.execute(
-        "CREATE TABLE answers AS SELECT prompt_key, arg_max(COLUMNS(* EXCLUDE (prompt_key, round)), round) "
+        "CREATE TABLE answers AS SELECT prompt_key, max(round) AS last_round, "
+        "arg_max(COLUMNS(* EXCLUDE (prompt_key, round)), round) "
         f"FROM (SELECT * REPLACE (coalesce(error::VARCHAR, '') AS error) FROM ({answer_rounds})) GROUP BY prompt_key"
     )
     unique, errors, example = _one(
@@ -195,6 +198,7 @@ def _collect(stage: Stage, work: Store) -> Facts:
         "not_asked": rows - served,  # questions beyond the budget
         "calls_saved": served - unique + known,
         "rounds": len(answered),
+        "cost": cost.measured(database, stage.run),
         "perspectives": facts,
     }
 

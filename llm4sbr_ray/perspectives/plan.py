@@ -5,47 +5,20 @@ python jobs/infer.py --config configs/demo.yaml --plan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 from llm4sbr_ray.artifacts import Run
-from llm4sbr_ray.config import Perspectives
 from llm4sbr_ray.perspectives import budget, relational
 from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.answers import ITEM_ANSWERS
+from llm4sbr_ray.perspectives.cost import PLAN, Cost
 from llm4sbr_ray.perspectives.engine import Tokenise
 from llm4sbr_ray.perspectives.outputs import questions
 from llm4sbr_ray.perspectives.render import render
 
 FOLDER = ".plan"  # of the run, removed at the end
 SAMPLE = 256  # prompts tokenised, a perspective
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of the prompts that are still to be asked."""
-
-    prompt_tokens: int  # expected: a sample's mean times the prompts
-    generated_tokens: int  # at most: max_tokens each
-    seconds: float | None  # None: no rate is known
-    gpu_hours: float | None
-    money: float | None  # None: no price is set, either
-
-    @classmethod
-    def of(cls, prompt_tokens: float, generated_tokens: int, rate: float | None, config: Perspectives) -> Cost:
-        """`rate` is in tokens a second, read and written, of the whole pool of actors."""
-        engine = config.engine
-        gpus = engine.actors[1] * engine.tensor_parallel_size * engine.pipeline_parallel_size
-        seconds = (prompt_tokens + generated_tokens) / rate if rate else None
-        hours = None if seconds is None else seconds * gpus / 3600
-        price = config.price_per_gpu_hour
-        return cls(
-            round(prompt_tokens),
-            generated_tokens,
-            seconds,
-            hours,
-            None if hours is None or price is None else hours * price,
-        )
 
 
 def plan(run: Run, model: str, identity: str) -> Cost:
@@ -93,7 +66,8 @@ def plan(run: Run, model: str, identity: str) -> Cost:
     finally:
         aside.delete("")
     rate, origin = _rate(run)
-    cost = Cost.of(prompt_tokens, generated, rate, config)
+    cost = Cost.of(prompt_tokens, generated, (prompt_tokens + generated) / rate if rate else None, config)
+    run.write_json(asdict(cost), PLAN)
     print(f"[plan] {cost.prompt_tokens:,} tokens to read and at most {cost.generated_tokens:,} to write")
     if cost.seconds is None or cost.gpu_hours is None:
         print("[plan] no rate is known: set perspectives.tokens_per_second, or run once and plan again")

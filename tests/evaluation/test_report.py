@@ -143,6 +143,18 @@ def test_an_answer_that_failed_shows_its_error() -> None:
     assert '<li class="hit">Towel</li>' in page
 
 
+def test_the_cost_stands_beside_its_plan() -> None:
+    answered = {"rows": 9, "errors": 0, "exact_title_rate": 0.5, "grounded_rate": 1.0, "rows_per_second": 3.0}
+    tokens = {"prompt_tokens": 1200, "generated_tokens": 340}
+    planned = tokens | {"seconds": None, "gpu_hours": None, "money": None}
+    cost = {"prompt_tokens": 1100, "generated_tokens": 90, "seconds": 60.0, "gpu_hours": 0.25, "money": 1.5}
+    data = report_data(stages={"perspectives": {"rows": 9, "seconds": 70.0, "cost": cost | {"planned": planned}}})
+    data.metrics["perspectives"] = {"taste": answered | tokens}
+    page = " ".join(render_report(data).split())
+    assert "planned</th><td>1,200</td><td>340</td><td>n/a</td> <td>n/a</td><td>no price set</td>" in page
+    assert "measured</th><td>1,100</td><td>90</td><td>60.0</td> <td>0.250</td><td>1.50</td>" in page
+
+
 def test_no_two_of_many_models_look_alike() -> None:
     looks = {(series % len(SERIES), series % len(MARKERS)) for series in range(30)}
     assert len(looks) == 30

@@ -134,3 +134,20 @@ def test_beyond_the_budget_there_is_a_row_without_an_answer(stage: Stage) -> Non
     assert {row["error"] for row in stage.store.read_table("perspectives", "short-term").to_pylist()} == {NOT_ASKED}
     assert (facts["rows"], facts["not_asked"], facts["prompts"], facts["calls_saved"]) == (8, 5, 2, 2)
     assert facts["perspectives"]["short-term"]["errors"] == 0
+
+
+def test_the_cost_is_of_what_was_asked_and_stands_beside_the_plan(stage: Stage) -> None:
+    perspectives = stage.run.config.perspectives.model_copy(update={"price_per_gpu_hour": 3600.0})
+    stage.run.config = stage.run.config.model_copy(update={"perspectives": perspectives})
+    work = stage.store.below("work")
+    first = engine_rows("abd", ["tent", "", "rope"]).set_column(6, "answered_at", pa.array([10.0, 10.0, 12.0]))
+    second = engine_rows("b", ["lamp"]).set_column(6, "answered_at", pa.array([100.0]))
+    add_round(work, 0, first)
+    assert _collect(stage, work)["cost"]["planned"] is None
+    add_round(work, 1, second)
+    stage.run.write_json({"seconds": 4.0}, "plan.json")
+    cost = _collect(stage, work)["cost"]
+    assert (cost["prompt_tokens"], cost["generated_tokens"]) == (27, 9)  # c was known
+    assert cost["seconds"] == pytest.approx(2.5 + 0.5)  # 9.5 to 12, and 99.5 to 100: not the pause between
+    assert cost["money"] == pytest.approx(3600 * cost["gpu_hours"]) == pytest.approx(3.0)
+    assert cost["planned"] == {"seconds": 4.0}

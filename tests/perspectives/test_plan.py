@@ -4,12 +4,13 @@ import duckdb
 import pytest
 
 from llm4sbr_ray.config import Engine, Perspectives
-from llm4sbr_ray.perspectives.plan import SAMPLE, Cost, _sample
+from llm4sbr_ray.perspectives.cost import Cost
+from llm4sbr_ray.perspectives.plan import SAMPLE, _sample
 
 
 def test_cost_counts_every_gpu_of_the_pool() -> None:
     config = Perspectives(engine=Engine(actors=(1, 4), tensor_parallel_size=2), price_per_gpu_hour=2.5)
-    cost = Cost.of(6_000_000, 1_200_000, 2000.0, config)
+    cost = Cost.of(6_000_000, 1_200_000, 7_200_000 / 2000, config)
     assert cost.seconds == pytest.approx(3600)
     assert cost.gpu_hours == pytest.approx(8)
     assert cost.money == pytest.approx(20)
