@@ -159,7 +159,7 @@ class Run(Store):
         self.config = config
         self.recorded = config  # what the manifest says; a model's own settings change `config` alone
         self.owner: str | None = None  # of the lock, while this process holds it
-        self.on_commit: Callable[[str, Facts], None] = lambda name, entry: None  # what a job does after each stage
+        self.on_commit: Callable[[str, Facts], None] | None = None  # what a job does after each stage
         self.root = posixpath.join(self.root, config.name)
 
     def manifest(self) -> dict[str, Any]:
@@ -248,7 +248,8 @@ class Run(Store):
         self._record(name, entry)
         self.delete(aside)
         print(f"[{name}] {entry['rows']:,} rows in {entry['seconds']:.1f} s", flush=True)
-        self.on_commit(name, entry)
+        if self.on_commit is not None:
+            self.on_commit(name, entry)
         return True
 
     def _record(self, name: str, entry: Facts) -> None:

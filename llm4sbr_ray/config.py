@@ -342,6 +342,7 @@ class TrainConfig(Section):
     models: tuple[str, ...] = ("popularity", "sknn", "srgnn", "srgnn+llm4sbr")
     seeds: tuple[int, ...] = (0, 1, 2)
     workers: int = Field(default=2, ge=0)  # Ray Train workers; 0 runs the loop in this process
+    min_workers: int | None = Field(default=None, ge=1)  # elastic: as many as fit, at least these; None: all of them
     gpus_per_worker: float = Field(default=0, ge=0)
     cpus_per_worker: float = Field(default=1, ge=0)
     epochs: int = Field(default=30, ge=1)
@@ -353,6 +354,7 @@ class TrainConfig(Section):
     warm_up: float = Field(default=0.0, ge=0, lt=1)  # share of all updates in which the learning rate climbs
     weight_decay: float = Field(default=1e-5, ge=0)
     clip_norm: float = Field(default=5.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the network's products; scores and losses: float32
     loss: Literal["auto", "full", "sampled", "gbce"] = "auto"  # softmax over all items, over a sample; or binary
     sampled_above: int = Field(default=200_000, ge=0)  # auto: full softmax up to so many items, sampled above
     negatives: int = Field(default=4096, ge=1)  # items drawn for a batch, when not full
@@ -368,6 +370,12 @@ class TrainConfig(Section):
         if not seeds:
             raise ValueError("name at least one seed")
         return seeds
+
+    @model_validator(mode="after")
+    def _workers_agree(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}: workers is the most")
+        return self
 
     @model_validator(mode="after")
     def _loss_settings_agree(self) -> TrainConfig:

@@ -41,4 +41,6 @@ class PositionalAttention(nn.Module):
         z_ND = torch.tanh(self.mix_click(value_ND) + position_LD[clicks.steps_N])
         mean_ND = self.attend_mean(clicks.mean(value_ND))[session_N]
         beta_N = self.attend(torch.sigmoid(self.attend_click(z_ND) + mean_ND)).squeeze(1)
-        return F.embedding_bag(each_N, value_ND, clicks.offset_B, mode="sum", per_sample_weights=beta_N)
+        return F.embedding_bag(
+            each_N, value_ND, clicks.offset_B, mode="sum", per_sample_weights=beta_N.to(value_ND.dtype)
+        )

@@ -20,10 +20,11 @@ from torch import nn
 from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Run, Stage, Store
 from llm4sbr_ray.errors import StorageError
-from llm4sbr_ray.training.batches import Samples, join_samples
+from llm4sbr_ray.training.batches import Samples
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
 from llm4sbr_ray.training.inputs import Source, require_samples, source
 from llm4sbr_ray.training.loop import NON_FINITE, NonFiniteLossError, train_model
+from llm4sbr_ray.training.mapped import map_samples
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.relay import Relay
 from llm4sbr_ray.training.start import starting_model
@@ -63,25 +64,25 @@ def train_on_workers(
     run, config = stage.run, stage.run.config.train
     resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     timeout = run.config.perspectives.schedule_timeout_s
-    cluster.require([resources] * config.workers, f"{config.workers} training workers", timeout)
+    fewest = config.min_workers or config.workers
+    cluster.require([resources] * fewest, f"{fewest} training workers", timeout)
 
     train, valid = source(run, model, "train"), source(run, model, "valid")
-    train_shards, valid_shards = (_shards(run, each, config.workers) for each in (train, valid))
-    require_samples(run.config, *(sum(s.count() for s in shards) for shards in (train_shards, valid_shards)))
+    train_rows, valid_rows = (_rows(run, each) for each in (train, valid))
+    require_samples(train_rows.count(), valid_rows.count())
+    ordered = ray.train.DataConfig.default_ingest_options()
+    ordered.preserve_order = True
     _drop_torn_snapshot(stage.store.below(RAY_TRAIN_FOLDER, _name(model, seed)))
     with Relay() as relay:
         task = Task(run, model, seed, stage.name, stage.store, train, valid, relay.queue)
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"task": task},
-            datasets={
-                **{f"train-{rank}": shard for rank, shard in enumerate(train_shards)},
-                **{f"valid-{rank}": shard for rank, shard in enumerate(valid_shards)},
-            },
-            # Ray Train's own split follows which worker asks first and leaves rows out to make shards equal.
-            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+            datasets={"train": train_rows, "valid": valid_rows},
+            # Every worker gets all rows, in one order: its share of them is another one in each epoch.
+            dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=ordered),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=config.workers,
+                num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
                 use_gpu=config.gpus_per_worker > 0,
                 resources_per_worker={key: value for key, value in resources.items() if value},
             ),
@@ -121,20 +122,16 @@ def _name(model: str, seed: int) -> str:
     return f"{model}-seed-{seed}"
 
 
-def _shards(run: Run, source: Source, workers: int) -> list[ray.data.Dataset]:
-    """One data set a worker, the same in every try: consecutive rows in the order of the files.
+def _rows(run: Run, source: Source) -> ray.data.Dataset:
+    """The rows of a split in the order of the files.
 
-    They are read before the workers start, so that reading and training never wait for each other's CPUs.
+    They are read before the workers start, so that reading and training never wait for each other's CPUs; what the
+    object store cannot hold, Ray keeps on disk.
     """
     files = run.files(source.folder, suffix=".parquet")
     rows = ray.data.read_parquet(files, filesystem=run.fs, columns=source.columns())
     rows.context.execution_options.preserve_order = True
-    rows = rows.materialize()
-    if workers == 1:
-        return [rows]  # Ray Data refuses to split at no index
-    n = rows.count()
-    shards: list[ray.data.Dataset] = rows.split_at_indices([n * i // workers for i in range(1, workers)])
-    return shards
+    return rows.materialize()
 
 
 def _drop_torn_snapshot(folder: Store) -> None:
@@ -189,11 +186,11 @@ def _work(config: dict[str, Any]) -> str | None:
 
 
 def _drain(split: str, source: Source) -> Samples:
-    """This worker's shard as tensors."""
-    shard = ray.train.get_dataset_shard(f"{split}-{ray.train.get_context().get_world_rank()}")
-    return join_samples(
-        [source.samples(table) for table in shard.iter_batches(batch_size=None, batch_format="pyarrow")]
+    """All samples of a split, block by block: the next one is fetched while this one is written."""
+    blocks = ray.train.get_dataset_shard(split).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=1
     )
+    return map_samples(source.samples(table) for table in blocks)
 
 
 def _last_checkpoint() -> Checkpoint | None:

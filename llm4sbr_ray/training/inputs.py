@@ -8,17 +8,11 @@ from typing import Literal
 import pyarrow as pa
 
 from llm4sbr_ray.artifacts import Run
-from llm4sbr_ray.config import RunConfig
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.build import is_llm4sbr
-from llm4sbr_ray.training.batches import (
-    INTENT_COLUMNS,
-    SAMPLE_COLUMNS,
-    Samples,
-    join_samples,
-    samples_from_table,
-)
+from llm4sbr_ray.training.batches import INTENT_COLUMNS, SAMPLE_COLUMNS, Samples, samples_from_table
 from llm4sbr_ray.training.load import count_items
+from llm4sbr_ray.training.mapped import map_samples
 
 Split = Literal["train", "valid", "test"]
 
@@ -61,9 +55,9 @@ def source(run: Run, model: str, split: Split) -> Source:
 
 
 def read_samples(run: Run, source: Source) -> Samples:
-    """All samples of a split, in this process."""
+    """All samples of a split, read file by file."""
     tables = (run.read_table(file, columns=source.columns()) for file in parquet_files(run, source.folder))
-    return join_samples([source.samples(table) for table in tables])
+    return map_samples(source.samples(table) for table in tables)
 
 
 def parquet_files(run: Run, folder: str) -> list[str]:
@@ -71,15 +65,15 @@ def parquet_files(run: Run, folder: str) -> list[str]:
     return [path.removeprefix(run.root + "/") for path in run.files(folder, suffix=".parquet")]
 
 
-def require_samples(config: RunConfig, n_train: int, n_valid: int) -> None:
+def require_samples(n_train: int, n_valid: int) -> None:
     """Refuse splits that are too small to train on.
 
     Raises
     ------
     UserError
-        No validation sample, or fewer train samples than workers.
+        No validation sample, or no train sample.
     """
     if n_valid == 0:
         raise UserError("data/valid: no validation samples to pick the epoch by: raise data.split.valid_fraction")
-    if n_train < max(1, config.train.workers):
-        raise UserError(f"data/train: {n_train} samples for train.workers {config.train.workers}: lower train.workers")
+    if n_train == 0:
+        raise UserError("data/train: no train samples: lower data.split.valid_fraction or data.split.test_fraction")

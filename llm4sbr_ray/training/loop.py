@@ -2,8 +2,9 @@
 
     best = train_model(model, train, valid, config.train, seed=0).best
 
-An epoch's random numbers (order, dropout) follow from seed, epoch and rank, so a training that goes on from a
-checkpoint ends with the same weights as one that was never stopped.
+All workers shuffle all samples alike, by seed and epoch, and each takes its share of every batch: the batches are the
+same for any number of workers, which may change between two tries. Dropout follows from seed, epoch and rank, so a
+training that goes on from a checkpoint ends with the same weights as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from llm4sbr_ray.training.batches import Samples
 from llm4sbr_ray.training.checkpoint import Checkpoint, Counters, Record
 from llm4sbr_ray.training.loss import set_loss
 from llm4sbr_ray.training.optimizer import AdamOfBoth
+from llm4sbr_ray.training.precision import set_precision
 from llm4sbr_ray.training.schedule import learning_rate
 from llm4sbr_ray.training.validation import valid_score, validate
-from llm4sbr_ray.training.workers import gather_text, max_over_workers, rank, sum_over_workers, world_size
+from llm4sbr_ray.training.workers import gather_text, own_share, rank, sum_over_workers, world_size
 
 SHOWN_KEYS = 3
 NON_FINITE = "non-finite.json"  # the sample keys of the batch that a training ended with, beside its checkpoints
@@ -76,7 +78,7 @@ def train_model(
     model
         On the device of the samples. Trained in place.
     train, valid
-        This worker's share. A worker needs one train sample at least; `valid` may be empty on some.
+        All samples, the same on every worker.
     config
         `batch_size` is over all workers.
     seed
@@ -99,6 +101,7 @@ def train_model(
         Names the epoch and the first sample keys of the batch.
     """
     set_loss(model, config, train.n_items, train.target_N)
+    set_precision(model, config.precision)
     step_module = wrap(TrainingStep(model))
     optimizer = AdamOfBoth(model, config)
     counters, best = Counters(), _weights(model)
@@ -130,17 +133,15 @@ def _train_epoch(
     seed: int,
     epoch: int,
 ) -> Record:
-    """One pass over all workers' samples: mean loss parts, "samples", "seconds", "samples_per_second"."""
+    """One pass over the samples: mean loss parts, "samples", "workers", "seconds", "samples_per_second"."""
     began = time.perf_counter()
-    device = samples.target_N.device
-    torch.manual_seed(_mix(seed, epoch, rank()))
-    order_N = _epoch_order(samples, device)
-    batches = order_N.split(max(1, config.batch_size // world_size()))
+    batches = epoch_order(len(samples), seed, epoch).to(samples.target_N.device).split(config.batch_size)
     step_module.train()
     sums: dict[str, Tensor] = {}
-    for number, rows_B in enumerate(batches, start=(epoch - 1) * len(batches)):
+    for number, all_rows_B in enumerate(batches, start=(epoch - 1) * len(batches)):
         optimizer.zero_grad()
-        losses = _gradients(step_module, samples, rows_B, config.accumulate)
+        rows_B, weight = _own_rows(all_rows_B)
+        losses = _gradients(step_module, samples, rows_B, config.accumulate, weight)
         norm = optimizer.clip()
         if not torch.isfinite(norm):  # gradients are averaged over workers: all of them see it in the same step
             raise _non_finite(samples, rows_B, losses["total"], epoch)
@@ -149,17 +150,37 @@ def _train_epoch(
             sums[name] = sums[name] + value if name in sums else value
     means = sum_over_workers(torch.stack(list(sums.values()))) / (len(batches) * world_size())
     seconds = time.perf_counter() - began
-    done = int(sum_over_workers(torch.tensor(float(len(samples)), dtype=torch.float64, device=device)))
     return {
         **{"loss" if name == "total" else name: float(mean) for name, mean in zip(sums, means, strict=True)},
-        "samples": done,
+        "samples": len(samples),
+        "workers": world_size(),
         "seconds": round(seconds, 3),
-        "samples_per_second": round(done / seconds, 1),
+        "samples_per_second": round(len(samples) / seconds, 1),
     }
 
 
-def _gradients(step_module: Any, samples: Samples, rows_B: Tensor, parts: int) -> dict[str, Tensor]:
-    """Gradients of the mean loss of a batch, computed in parts; returns the mean loss and its parts.
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the samples in an epoch, the same on every worker; seeds dropout, different on every worker."""
+    torch.manual_seed(_mix(seed, epoch, 0))
+    order_N = torch.randperm(n)
+    if rank() > 0:
+        torch.manual_seed(_mix(seed, epoch, rank()))
+    return order_N
+
+
+def _own_rows(rows_B: Tensor) -> tuple[Tensor, float]:
+    """This worker's share of a batch, and what its mean loss counts, so that the mean over workers is the batch's.
+
+    A worker without a share computes a loss that counts nothing: gradients are averaged over all workers.
+    """
+    own_B = own_share(rows_B)
+    return (own_B, len(own_B) * world_size() / len(rows_B)) if len(own_B) else (rows_B[:1], 0.0)
+
+
+def _gradients(
+    step_module: Any, samples: Samples, rows_B: Tensor, parts: int, weight: float = 1.0
+) -> dict[str, Tensor]:
+    """Gradients of the weighted mean loss of rows, computed in parts; returns that loss and what it is made of.
 
     Workers average their gradients once a batch, with its last part.
     """
@@ -169,18 +190,12 @@ def _gradients(step_module: Any, samples: Samples, rows_B: Tensor, parts: int) -
         batch, target_b = samples.batch(rows_b)
         alone = rows_b is not last and hasattr(step_module, "no_sync")
         with step_module.no_sync() if alone else nullcontext():
-            share = len(rows_b) / len(rows_B)
+            share = weight * len(rows_b) / len(rows_B)
             found = {name: value * share for name, value in step_module(batch, target_b).items()}
             found["total"].backward()
         for name, value in found.items():
             losses[name] = losses[name] + value.detach() if name in losses else value.detach()
     return losses
-
-
-def _epoch_order(samples: Samples, device: torch.device) -> Tensor:
-    """A new order of this worker's samples, its first ones repeated until all workers have equally many."""
-    n_most = max_over_workers(len(samples), device)
-    return torch.randperm(len(samples)).repeat(-(-n_most // len(samples)))[:n_most].to(device)
 
 
 def _mix(seed: int, epoch: int, worker: int) -> int:

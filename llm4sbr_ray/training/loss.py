@@ -11,7 +11,7 @@ from llm4sbr_ray.models.catalogue_loss import GBCE, CatalogueLoss, FullSoftmax, 
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.negatives import NegativeSampler
 from llm4sbr_ray.models.plain import PlainRecommender
-from llm4sbr_ray.training.workers import can_reduce_rows, sum_over_workers
+from llm4sbr_ray.training.workers import can_reduce_rows
 
 POPULARITY_POWER = 0.75  # flattens counts, as in word2vec (Mikolov et al., NIPS 2013)
 
@@ -31,7 +31,7 @@ def set_loss(model: LLM4SBR | PlainRecommender, config: TrainConfig, n_items: in
     n_items
         V.
     target_N
-        Targets of this worker's train samples: popularity is how often an item is one.
+        Targets of all train samples: popularity is how often an item is one.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def _loss(config: TrainConfig, n_items: int, target_N: Tensor) -> CatalogueLoss:
         return FullSoftmax(config.label_smoothing)
     weight_V = None
     if config.negatives_by == "popularity":
-        count_V = sum_over_workers(torch.bincount(target_N, minlength=n_items))
+        count_V = torch.bincount(target_N, minlength=n_items)
         weight_V = (count_V + 1).double() ** POPULARITY_POWER  # an item that is never a target can be drawn too
     sampler = NegativeSampler(n_items, config.negatives, weight_V)
     return SampledSoftmax(sampler) if kind == "sampled" else GBCE(sampler, config.gbce_t)

@@ -50,7 +50,7 @@ def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
     model.fit_counts(*train_sessions([table.filter(table["is_last"]) for table in tables]))
     model.eval()
     valid = read_samples(run, source(run, name, "valid"))
-    require_samples(config, max(1, config.train.workers), len(valid))
+    require_samples(1, len(valid))
     ways = [valid]
     if is_llm4sbr(name) and valid.intents is not None:  # good with the LLM's answers and without them
         ways.append(replace(valid, intents=None))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+import ray
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class Relay:
@@ -15,7 +17,8 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lost with no other machine
         self._thread = threading.Thread(target=self._print, daemon=True)
 
     def __enter__(self) -> Relay:

@@ -36,7 +36,16 @@ NOT_TRAINING = frozenset(
 # Settings of a training that aren't properties of a model.
 NOT_SEARCHED = frozenset(
     f"train.{name}"
-    for name in ("models", "seeds", "workers", "gpus_per_worker", "cpus_per_worker", "select_by", "max_failures")
+    for name in (
+        "models",
+        "seeds",
+        "workers",
+        "min_workers",
+        "gpus_per_worker",
+        "cpus_per_worker",
+        "select_by",
+        "max_failures",
+    )
 )
 
 

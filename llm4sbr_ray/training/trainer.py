@@ -39,7 +39,7 @@ from llm4sbr_ray.training.tuned import require_known_owners, run_for_model
 OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_failures"}
 # Settings that runs of earlier versions don't have: at their default what was trained without them counts as trained.
 LATER = {"loss", "sampled_above", "negatives", "negatives_by", "gbce_t", "label_smoothing"}
-LATER |= {"schedule", "warm_up", "accumulate"}
+LATER |= {"schedule", "warm_up", "accumulate", "precision", "min_workers"}
 LLM4SBR_ONLY = {"fusion", "text_start", "alignment", "uniformity", "predictor"}
 
 
@@ -150,7 +150,7 @@ def train_here(
     run, store = stage.run, stage.store
     device = torch.device("cuda" if run.config.train.gpus_per_worker else "cpu")
     train_samples, valid_samples = (read_samples(run, source(run, model, split)) for split in ("train", "valid"))
-    require_samples(run.config, len(train_samples), len(valid_samples))
+    require_samples(len(train_samples), len(valid_samples))
     torch.manual_seed(seed)
     built = starting_model(run, model).to(device)
 

@@ -157,7 +157,8 @@ def _search(stage: Stage, model: str, space: Space) -> Facts:
 
 def trial_config(config: RunConfig) -> RunConfig:
     """The config of all trials: how many workers train one is a setting of the search."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"workers": config.tune.workers})})
+    workers = {"workers": config.tune.workers, "min_workers": None}
+    return config.model_copy(update={"train": config.train.model_copy(update=workers)})
 
 
 def _resources(config: RunConfig) -> dict[str, float]:

@@ -11,7 +11,7 @@ from llm4sbr_ray.models.base import Recommender, SessionBatch
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.ranking import metric_sums, target_ranks
 from llm4sbr_ray.training.batches import Samples
-from llm4sbr_ray.training.workers import sum_over_workers
+from llm4sbr_ray.training.workers import own_share, sum_over_workers
 
 K = 20
 MAX_SCORES = 1 << 26  # of one batch: 256 MB in float32, however large the catalogue
@@ -19,7 +19,7 @@ MAX_SCORES = 1 << 26  # of one batch: 256 MB in float32, however large the catal
 
 @torch.inference_mode()
 def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str, float]:
-    """Mean Recall@20, MRR@20 and NDCG@20 over the samples of all workers.
+    """Mean Recall@20, MRR@20 and NDCG@20 over the samples; each worker ranks its share of them.
 
     Returns
     -------
@@ -31,8 +31,8 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
     batch_size = max(1, min(batch_size, MAX_SCORES // samples.n_items))
     sums: dict[str, Tensor] = {}
     device = samples.target_N.device
-    for start in range(0, len(samples), batch_size):  # a worker may have none
-        rows_B = torch.arange(start, min(start + batch_size, len(samples)), device=device)
+    own_N = own_share(torch.arange(len(samples), device=device))
+    for rows_B in own_N.split(batch_size) if len(own_N) else ():  # a worker may have none
         batch, target_B = samples.batch(rows_B)
         for way, scores_BV in _scores(model, batch).items():
             for metric, value in metric_sums(target_ranks(scores_BV, target_B), (K,)).items():
@@ -40,7 +40,7 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
                 sums[name] = sums[name] + value if name in sums else value
     names = [f"valid_{way}{metric}@{K}" for way in _ways(model, samples) for metric in ("recall", "mrr", "ndcg")]
     zero = torch.zeros((), dtype=torch.float64, device=device)
-    total = sum_over_workers(torch.stack([*(sums.get(name, zero) for name in names), zero + len(samples)]))
+    total = sum_over_workers(torch.stack([*(sums.get(name, zero) for name in names), zero + len(own_N)]))
     return {name: float(value / total[-1]) for name, value in zip(names, total, strict=False)}
 
 

@@ -30,12 +30,10 @@ def can_reduce_rows() -> bool:
     return not dist.is_initialized() or dist.get_backend() != "nccl"
 
 
-def max_over_workers(value: int, device: torch.device) -> int:
-    """The largest of the workers' values."""
-    reduced = torch.tensor(value, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(reduced, op=dist.ReduceOp.MAX)
-    return int(reduced)
+def own_share(rows_N: Tensor) -> Tensor:
+    """This worker's part of rows that all workers have in common: parts follow each other, and differ by one row."""
+    n, workers = len(rows_N), world_size()
+    return rows_N[n * rank() // workers : n * (rank() + 1) // workers]
 
 
 def gather_text(text: str, device: torch.device) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.models.plain import PlainRecommender
-from llm4sbr_ray.training.batches import join_samples
-from llm4sbr_ray.training.inputs import Source, parquet_files, source
+from llm4sbr_ray.training.batches import Samples
+from llm4sbr_ray.training.inputs import Split, parquet_files, source
 from llm4sbr_ray.training.load import new_model
 from llm4sbr_ray.training.loop import NonFiniteLossError, train_model
-from llm4sbr_ray.training.workers import gather_text, max_over_workers, rank, sum_over_workers, world_size
+from llm4sbr_ray.training.workers import gather_text, own_share, rank, sum_over_workers, world_size
 
 CPU = torch.device("cpu")
-TRAIN_SIZES = (95, 60)  # of the two workers: the second repeats samples to take as many steps
+TRAIN_ROWS = 4 * 32 + 1  # the last batch is one sample: one of the two workers has no share of it
 
 
 def worker(number: int, run: Run, out: Path) -> None:
@@ -30,15 +29,14 @@ def worker(number: int, run: Run, out: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=number, world_size=2)
     assert (rank(), world_size()) == (number, 2)
     assert gather_text("é" * number, CPU) == ["", "é"]
-    assert int(max_over_workers(10 - number, CPU)) == 10
+    assert own_share(torch.arange(7)).tolist() == ([0, 1, 2], [3, 4, 5, 6])[number]
     assert sum_over_workers(torch.tensor([1.0, float(number)])).tolist() == [2.0, 1.0]
 
-    def rows(of: Source, begin: int, size: int) -> Any:
-        tables = [run.read_table(file, columns=of.columns()) for file in parquet_files(run, of.folder)]
-        return join_samples([of.samples(tables[1].slice(begin, size))])
+    def rows(split: Split, size: int) -> Samples:
+        of = source(run, "srgnn", split)
+        return of.samples(run.read_table(parquet_files(run, of.folder)[1], columns=of.columns()).slice(0, size))
 
-    train = rows(source(run, "srgnn", "train"), number * TRAIN_SIZES[0], TRAIN_SIZES[number])
-    valid = rows(source(run, "srgnn", "valid"), 0, (1 - number) * 50)  # none on the second worker
+    train, valid = rows("train", TRAIN_ROWS), rows("valid", 1)  # one worker has no validation sample
     for learning_rate in (1e-2, 1e30):
         torch.manual_seed(number)  # DistributedDataParallel gives the second the weights of the first
         model = new_model(run, run.config, "srgnn")
@@ -64,7 +62,7 @@ def test_uneven_workers_stay_in_step_and_stop_together(tmp_path: Path) -> None:
     histories = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 1))
     for ours, theirs in zip(*histories, strict=True):
         assert [ours[name] for name in same] == [theirs[name] for name in same]
-        assert ours["samples"] == sum(TRAIN_SIZES)
+        assert (ours["samples"], ours["workers"]) == (TRAIN_ROWS, 2)
     first, second = ((tmp_path / f"{number}.txt").read_text() for number in (0, 1))
     assert first == second  # the second training: its loss is not finite, on both workers in the same step
     assert "begins with samples train" in first

@@ -136,9 +136,8 @@ class GCEGNN(GraphBackbone):
         weight_X = torch.exp(_less_its_maximum(F.leaky_relu(logit_X, SLOPE), to_X, len(node_MD)))
         total_M = torch.zeros_like(node_MD[:, 0]).index_add(0, to_X, weight_X)
         degree_M = torch.bincount(to_X, minlength=len(node_MD))
-        return F.embedding_bag(
-            from_X, node_MD, degree_M.cumsum(0) - degree_M, mode="sum", per_sample_weights=weight_X / total_M[to_X]
-        )
+        alpha_X = (weight_X / total_M[to_X]).to(node_MD.dtype)
+        return F.embedding_bag(from_X, node_MD, degree_M.cumsum(0) - degree_M, mode="sum", per_sample_weights=alpha_X)
 
     def global_vectors(self, node_MD: Tensor, mean_MD: Tensor, item_M: Tensor) -> Tensor:
         """relu(W2 [h ; sum_j pi_j h_j]) with pi from the neighbours, their counts and the session (1 to 5), M x D.

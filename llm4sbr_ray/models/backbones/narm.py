@@ -59,6 +59,8 @@ class NARM(Backbone):
         last_ND = self.attend_last(global_BD).repeat_interleave(length_B, dim=0)
         alpha_N = self.attend(torch.sigmoid(last_ND + self.attend_click(state_ND))).squeeze(1)
         each_N = torch.arange(len(alpha_N), device=alpha_N.device)
-        local_BD = F.embedding_bag(each_N, state_ND, clicks.offset_B, mode="sum", per_sample_weights=alpha_N)
+        local_BD = F.embedding_bag(
+            each_N, state_ND, clicks.offset_B, mode="sum", per_sample_weights=alpha_N.to(state_ND.dtype)
+        )
         session_BD = self.decode(self.dropout(torch.cat([global_BD, local_BD], dim=1)))
         return SessionVectors(global_BD, local_BD, session_BD)

@@ -122,7 +122,9 @@ class SRGNN(Backbone):
             node_MD = self.propagate(node_MD, graphs)
         local_BD = node_MD[graphs.last_B]
         gate_N = self.click_gates(node_MD, local_BD, graphs)
-        global_BD = F.embedding_bag(graphs.node_N, node_MD, graphs.offset_B, mode="sum", per_sample_weights=gate_N)
+        global_BD = F.embedding_bag(
+            graphs.node_N, node_MD, graphs.offset_B, mode="sum", per_sample_weights=gate_N.to(node_MD.dtype)
+        )
         return SessionVectors(global_BD, local_BD, self.mix(torch.cat([local_BD, global_BD], dim=1)))
 
     def propagate(self, node_MD: Tensor, graphs: SessionGraphs) -> Tensor:

@@ -56,7 +56,9 @@ class STAMP(Backbone):
         last_BD = click_ND[clicks.last_B]
         gate_N = self.click_gates(click_ND, last_BD, length_B, clicks)
         each_N = torch.arange(len(gate_N), device=gate_N.device)
-        memory_BD = F.embedding_bag(each_N, click_ND, clicks.offset_B, mode="sum", per_sample_weights=gate_N)
+        memory_BD = F.embedding_bag(
+            each_N, click_ND, clicks.offset_B, mode="sum", per_sample_weights=gate_N.to(click_ND.dtype)
+        )
         global_BD, local_BD = torch.tanh(self.memory(memory_BD)), torch.tanh(self.last(last_BD))
         return SessionVectors(global_BD, local_BD, global_BD * local_BD)
 
