@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import pytest
+import serving_run
 import torch
 from ray import serve
 from serving_run import V, planted_model, planted_run
-from traffic import Traffic
+from traffic import Traffic, deploy
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
@@ -98,3 +100,41 @@ def test_a_broken_bundle_is_refused_while_the_running_one_answers(
     after = httpx.post(f"{url}/recommend", json=body, trust_env=False)
     assert {response.status_code for response in [*traffic.answers, after]} == {200}
     assert after.json()["version"] == first
+
+
+def test_new_items_are_recommended_at_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `serve deploy` brings them: the same application with another user_config, no request lost."""
+    monkeypatch.setattr(serving_run, "E", 384)  # the width of the encoder that reads the new titles
+    run = planted_run(tmp_path)
+    export(run)
+    args = ServeArgs(bundle=run.uri("bundle"), graph="fused")
+
+    def take_up(new_items: list[dict[str, str]]) -> None:
+        deploy(args, [{"name": "Ingress", "user_config": {"new_items": new_items}}])
+
+    def answered(items: list[str]) -> dict[str, Any]:
+        body = {"session_id": "s", "items": items, "k": 100, "exclude_seen": False}
+        response = httpx.post(f"{url}/recommend", json=body, timeout=30, trust_env=False)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def until(known: bool) -> None:
+        deadline = time.monotonic() + 60
+        while (answered(["brand-new"])["ignored_items"] == []) is not known:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    take_up([])
+    until(False)
+    with Traffic(url, BODY) as traffic:
+        take_up([{"item_id": "brand-new", "title": "Rose soap with shea butter"}])
+        until(True)
+        assert answered(["brand-new"])["served_by"] == "model"
+        found = {r["item_id"]: r for r in answered(["id-5"])["recommendations"]}
+        assert len(found) == V + 1
+        assert found["brand-new"]["title"] == "Rose soap with shea butter"
+        take_up([])
+        until(False)
+    assert not traffic.failures
+    assert {response.status_code for response in traffic.answers} == {200}
