@@ -176,7 +176,10 @@ class Ingress:
             503: {"description": "Too many requests, or an update: come back after the seconds in Retry-After"},
         },
         openapi_extra={
-            "requestBody": {"content": {"application/json": {"schema": RecommendRequest.model_json_schema()}}}
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": RecommendRequest.model_json_schema()}},
+            }
         },
     )
     async def recommend(self, asked: Annotated[RecommendRequest, Depends(read_request)]) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_SESSION_ITEMS = 1000
@@ -14,7 +14,13 @@ MAX_BOOSTED = 100
 MAX_BOOST = 1000.0
 
 
+def _whole(value: Any) -> Any:
+    """3 for 3.0: to JSON Schema both are integers, and some clients write all numbers so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _check_id(value: Any) -> Any:
+    value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError("an id is a string or an integer")
     if isinstance(value, str) and not 1 <= len(value) <= MAX_ID_CHARS:
@@ -24,7 +30,15 @@ def _check_id(value: Any) -> Any:
     return value
 
 
-Id = Annotated[str | int, BeforeValidator(_check_id)]  # 7 and "7" are the same item; an answer repeats what was sent
+_ID_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS},
+        # What every JSON reader keeps whole (RFC 8259, section 6); integers up to 64 bits are taken all the same.
+        {"type": "integer", "minimum": 1 - 2**53, "maximum": 2**53 - 1},
+    ]
+}
+# 7 and "7" are the same item; an answer repeats what was sent.
+Id = Annotated[str | int, BeforeValidator(_check_id), WithJsonSchema(_ID_SCHEMA)]
 
 
 IdText = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
@@ -40,7 +54,7 @@ class RecommendRequest(_Message):
 
     session_id: Id
     items: list[Id] = Field(max_length=MAX_SESSION_ITEMS)  # in click order; empty: a visitor who has just come
-    k: int = Field(default=20, ge=1, le=MAX_K, strict=True)
+    k: Annotated[int, BeforeValidator(_whole)] = Field(default=20, ge=1, le=MAX_K, strict=True)
     exclude_seen: bool = Field(default=True, strict=True)  # leave the session's own items out of the ranking
     compare: bool = Field(default=False, strict=True)  # also rank by the clicks alone, without the perspectives
     explain: bool = Field(default=True, strict=True)  # false: a smaller and faster answer without reasons

@@ -13,7 +13,10 @@ import httpx
 import numpy as np
 import pytest
 import ray
+import requests
+import schemathesis
 import torch
+from hypothesis import given, settings
 from ray import serve
 from serving_run import EVIL_TITLE, V, intents_of, planted_model, planted_run, samples_table
 
@@ -192,6 +195,20 @@ def test_search_and_page(client: httpx.Client) -> None:
     assert "http" not in page.text  # self-contained
     assert client.get("/recommend").status_code == 405
     assert client.get("/openapi.json").json()["paths"]["/recommend"]["post"]["requestBody"]
+
+
+def test_answers_are_as_the_document_says(client: httpx.Client, url: str) -> None:
+    """Requests made from /openapi.json: status, type and content of every answer are as described."""
+    document = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    with requests.Session() as session:
+        session.trust_env = False
+
+        def check(case: schemathesis.Case) -> None:
+            case.call_and_validate(base_url=url, session=session)
+
+        for found in document.get_all_operations():
+            made = given(case=found.ok().as_strategy())(check)
+            settings(max_examples=25, deadline=None, derandomize=True, database=None)(made)()
 
 
 def test_the_fused_graph_answers_as_the_composed(client: httpx.Client, run: Run) -> None:

@@ -30,6 +30,11 @@ def test_defaults_and_kept_ids() -> None:
     assert request.model_dump() == {"session_id": 12, "items": ["a", 7], **defaults}
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    request = parse(session_id=3.0, items=[7.0], k=5.0)
+    assert repr((request.session_id, request.items, request.k)) == "(3, [7], 5)"
+
+
 @pytest.mark.parametrize(
     "changes", [{"items": []}, {"items": ["x" * 256]}, {"items": ["a"] * 1000}, {"k": 1}, {"k": 100}]
 )
