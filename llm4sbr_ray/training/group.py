@@ -30,6 +30,7 @@ from llm4sbr_ray.training.relay import Relay
 from llm4sbr_ray.training.start import starting_model
 
 RAY_TRAIN_FOLDER = "ray-train"  # beside the stage's outputs: gone when the stage is committed
+MARKER_GONE = "Unable to set up cluster storage"  # how Ray Train says so
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 
 
@@ -115,7 +116,12 @@ def _storage_refusal(error: BaseException) -> OSError | None:
         causes = [error.controller_failure]
     else:
         causes = [error]
-    return next((cause for cause in causes if isinstance(cause, OSError)), None)
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause
+        if isinstance(cause, RuntimeError) and str(cause).startswith(MARKER_GONE):
+            return FileNotFoundError("the file that Ray Train marked it with is gone")
+    return None
 
 
 def _name(model: str, seed: int) -> str:

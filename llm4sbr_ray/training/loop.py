@@ -210,11 +210,13 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _non_finite(samples: Samples, rows_B: Tensor, loss: Tensor, epoch: int) -> NonFiniteLossError:
     keys = ", ".join(samples.keys(rows_B[:SHOWN_KEYS].tolist()))
     own = f"loss {loss.item():g} on the batch that begins with samples {keys}"
-    finite = bool(torch.isfinite(loss))
-    everyone = gather_text("" if finite else own, loss.device)
-    culprits = [text for text in everyone if text]
+    everyone = gather_text("" if torch.isfinite(loss) else own, loss.device)
+    # Where every loss is finite and a gradient is not, nobody knows whose: the first worker names its samples.
+    culprit = next((worker for worker, text in enumerate(everyone) if text), 0)
+    if not everyone[culprit]:
+        everyone = gather_text(own, loss.device)
     return NonFiniteLossError(
-        f"epoch {epoch}: the loss or its gradient is not finite ({(culprits or gather_text(own, loss.device))[0]}); "
+        f"epoch {epoch}: the loss or its gradient is not finite ({everyone[culprit]}); "
         "try a lower train.learning_rate or train.clip_norm",
-        [] if finite and culprits else samples.keys(rows_B.tolist()),
+        samples.keys(rows_B.tolist()) if rank() == culprit else [],
     )
