@@ -13,7 +13,12 @@ perspective:
     target_first          share whose next item is the localised one of most weight
 
 the last two once for `nearest` and once for `exact_first` (an exact title is its item and no other). The run has to
-have been localised by `nearest`: the other way follows from it and the titles.
+have been localised by `nearest`: the other way follows from it and the titles. An answer held to candidates is one
+item in any way of localisation; of those perspectives
+
+    candidates_hold_target    share whose next item is among the sample's candidates
+    first_candidate_target    share whose next item is the first of them: what counting says, without an LLM
+    chosen_target             share whose next item is the one that the answer names
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.config import Candidates, Perspectives
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.intents import exact_titles
 from llm4sbr_ray.perspectives.outputs import readable
@@ -66,6 +71,22 @@ def grounding(run: Store, view: str, titles: dict[str, int]) -> dict[str, float]
     }
 
 
+def among_candidates(run: Store, view: str) -> dict[str, float]:
+    """The figures of one perspective whose answers are held to candidates."""
+    database = relational.connect()
+    database.register("answers", relational.dataset(run, "perspectives", view))
+    database.register("test", relational.dataset(run, "data", "test"))
+    intents = run.read_table("intents", view, columns=["sample_key", "grounded", "exact_title"])
+    database.register("intents", intents)
+    names = ("exact_title", "grounded", "candidates_hold_target", "first_candidate_target", "chosen_target")
+    ((samples, *shares),) = database.sql(
+        "SELECT count(*), avg(exact_title::INT), avg(grounded::INT), avg(list_contains(candidates, target)::INT), "
+        "avg((candidates[1] = target)::INT), avg((item = target)::INT) FROM test "
+        "JOIN answers USING (sample_key) JOIN intents USING (sample_key) WHERE error IS NULL"
+    ).fetchall()
+    return {"samples": samples} | dict(zip(names, shares, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder or URI of a run")
@@ -80,9 +101,11 @@ def main() -> None:
     figures = {}
     for view in perspectives.views:
         if view.level == "session":
-            for name, value in grounding(run, view.name, titles).items():
+            held = isinstance(view.output, Candidates)
+            found = among_candidates(run, view.name) if held else grounding(run, view.name, titles)
+            for name, value in found.items():
                 figures[f"grounding_{view.name}_{name}"] = round(value, 4)
-                print(f"{view.name:12} {name:26} {value:12,.4f}")
+                print(f"{view.name:16} {name:26} {value:12,.4f}")
     if own.json:
         own.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
 

@@ -16,6 +16,11 @@ threads of the stage's engine. Prefix caches are empty at the start of every pas
 machine only slow one.
 
 The samples and, without `perspectives.model`, the pocket LM come from a run named benchmark-inference, made if need be.
+Perspectives whose answers are held to candidates are left out. The figures go into docs/results.md by
+
+    python benchmarks/inference.py --json FILE
+    python docs/results.py --add inference FILE --dataset demo --command 'python benchmarks/inference.py'
+    python docs/results.py
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ import ray
 
 from llm4sbr_ray.artifacts import Run, Store
 from llm4sbr_ray.cli import main as run_main
-from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.config import Candidates, Perspectives
 from llm4sbr_ray.data.ingest import ingest
 from llm4sbr_ray.perspectives import engine, relational
 from llm4sbr_ray.perspectives.infer import language_model
@@ -67,6 +72,8 @@ def main() -> int:
 def benchmark(own: argparse.Namespace, run: Run) -> None:
     """Measure, print the table, write the JSON."""
     config = run.config.perspectives
+    views = tuple(view for view in config.views if not isinstance(view.output, Candidates))
+    config = config.model_copy(update={"views": views})
     ingest(run)
     model, identity, _ = language_model(run)
     # vLLM's counters and times of requests; on both sides.

@@ -103,6 +103,12 @@ class Choice(Section):
         return self
 
 
+class Candidates(Section):
+    """The answer is one of a sample's own candidates. The prompt lists them, and decoding allows nothing else."""
+
+    candidates: int = Field(ge=2, le=200)  # of a sample: what followed its clicks in train sessions, then popular items
+
+
 class JsonOutput(Section):
     """The answer is JSON of a schema, by decoding; its values are localised."""
 
@@ -118,13 +124,15 @@ class Perspective(Section):
     level: Literal["session", "item"] = "session"  # item: asked once an item; a session then has those of its items
     from_field: str | None = None  # of level item: this field of the catalogue is the answer, and nothing is asked
     fields: tuple[str, ...] = Field(default=("title", "attributes"), min_length=1)  # of the catalogue, shown in prompts
-    output: Literal["text"] | Choice | JsonOutput = "text"
+    output: Literal["text"] | Choice | Candidates | JsonOutput = "text"
     sampling: OwnSampling = OwnSampling()
 
     @model_validator(mode="after")
     def _asks(self) -> Perspective:
         if self.from_field is not None and self.level != "item":
             raise ValueError("from_field: the catalogue answers for items, so level has to be item")
+        if isinstance(self.output, Candidates) and self.level == "item":
+            raise ValueError("output.candidates: a session has candidates, so level has to be session")
         if (self.from_field is None) != bool(self.instruction):
             raise ValueError("give either instruction (what to ask) or from_field (where the answers stand)")
         return self

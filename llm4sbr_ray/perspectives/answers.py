@@ -1,6 +1,7 @@
 """The answers of a perspective on disk, and those that stand in the catalogue already.
 
 perspectives/<name>/        a row a sample; of level item with the answer about its last item
+                            of output candidates with them, and with the item that the answer names
 item-answers/<name>/        of level item: a row an item, in the order of item_idx
 """
 
@@ -12,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from llm4sbr_ray.artifacts import Facts, Store
-from llm4sbr_ray.config import Perspective
+from llm4sbr_ray.config import Candidates, Perspective
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.outputs import field_texts
 from llm4sbr_ray.perspectives.render import ITEMS
@@ -29,17 +30,23 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("shortened", pa.bool_()),
 ]
 PERSPECTIVE_SCHEMA = pa.schema(_FIELDS)
+_CHOSEN: list[pa.Field[Any]] = [
+    pa.field("candidates", pa.list_(pa.int32())),
+    pa.field("item", pa.int32()),  # the one of them that the answer names
+]
+CANDIDATES_SCHEMA = pa.schema(_FIELDS + _CHOSEN)
 ITEM_ANSWERS = "item-answers"
 NO_TEXT = "no text in the catalogue"  # stands as the error of an item without an answer
 
 
 def write_answers(answers: duckdb.DuckDBPyRelation, out: Store, view: Perspective) -> int:
-    """Write one perspective's rows of `PERSPECTIVE_SCHEMA`; returns the number of samples."""
+    """Write one perspective's rows of its schema; returns the number of samples."""
+    schema = CANDIDATES_SCHEMA if isinstance(view.output, Candidates) else PERSPECTIVE_SCHEMA
     if view.level == "item":
         items = answers.filter(f"split = '{ITEMS}'").order("position")
         relational.copy_to(items, out, f"{ITEM_ANSWERS}/{view.name}", PERSPECTIVE_SCHEMA)
     samples = answers.filter(f"split <> '{ITEMS}'").order("position")
-    return relational.copy_to(samples, out, f"perspectives/{view.name}", PERSPECTIVE_SCHEMA)
+    return relational.copy_to(samples, out, f"perspectives/{view.name}", schema)
 
 
 def take_from_field(out: Store, rendered: Store, data: Store, view: Perspective) -> Facts:

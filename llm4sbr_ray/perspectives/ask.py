@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
-from llm4sbr_ray.config import Perspectives
+from llm4sbr_ray.config import Candidates, Perspectives
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import budget, cost, engine, relational
 from llm4sbr_ray.perspectives import store as answer_store
 from llm4sbr_ray.perspectives.answers import ITEM_ANSWERS, take_from_field, write_answers
-from llm4sbr_ray.perspectives.outputs import field_texts, questions
+from llm4sbr_ray.perspectives.outputs import Question, field_texts, questions
 from llm4sbr_ray.perspectives.progress import Progress
 from llm4sbr_ray.perspectives.render import ITEMS, render, unique_prompts
 
@@ -180,6 +181,8 @@ def _collect(stage: Stage, work: Store) -> Facts:
             "answered is kept"
         )
     facts: dict[str, Any] = {}
+    asks_candidates = any(isinstance(view.output, Candidates) for view in config.views)
+    found = questions(stage.run.below("data"), config) if asks_candidates else {}
     for view in config.views:
         answers_of_view = database.sql(
             "SELECT p.sample_key, p.split, p.position, p.prompt_key, coalesce(a.prompt_tokens, 0) AS prompt_tokens, "
@@ -188,6 +191,8 @@ def _collect(stage: Stage, work: Store) -> Facts:
             "FROM prompts p LEFT JOIN answers a USING (prompt_key) WHERE p.view = $view",
             params={"view": view.name, "left_out": budget.NOT_ASKED},
         )
+        if isinstance(view.output, Candidates):
+            answers_of_view = _with_items(database, answers_of_view, found[view.name])
         written = write_answers(answers_of_view, stage.store, view)
         facts[view.name] = _figures(database, view.name) | {"rows": written}
     rows, known = sum(figures["rows"] for figures in facts.values()), int(work.read_json("known.json"))
@@ -201,6 +206,23 @@ def _collect(stage: Stage, work: Store) -> Facts:
         "cost": cost.measured(database, stage.run),
         "perspectives": facts,
     }
+
+
+def _with_items(
+    database: duckdb.DuckDBPyConnection, answers: duckdb.DuckDBPyRelation, question: Question
+) -> duckdb.DuckDBPyRelation:
+    """A sample's candidates beside its answer, and the one of them whose title it is."""
+    lines = question.lines
+    database.register("lines", pa.table({"item": pa.array(range(len(lines)), pa.int32()), "line": lines}))
+    answers.create_view("given")
+    return database.sql(
+        "WITH offered AS (SELECT position, candidates FROM prompts "
+        f"WHERE view = '{question.view.name}' AND candidates IS NOT NULL), "
+        "named AS (SELECT position, unnest(candidates) AS item FROM offered), "
+        "chosen AS (SELECT position, line, item FROM named JOIN lines USING (item)) "
+        "SELECT given.*, candidates, CASE WHEN error IS NULL THEN item END AS item FROM given "
+        "JOIN offered USING (position) LEFT JOIN chosen ON given.position = chosen.position AND answer = line",
+    )
 
 
 def _require_engine(config: Perspectives) -> None:

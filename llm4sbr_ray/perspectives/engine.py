@@ -8,10 +8,11 @@ tokenizer stages: one pass, exact token counts, and no prompt that the engine wo
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ import pyarrow as pa
 import ray
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+from ray.exceptions import ActorDiedError
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Engine, Perspectives
+from llm4sbr_ray.config import Candidates, Engine, Perspectives
+from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.metrics import count_prompts
 from llm4sbr_ray.perspectives.model_files import local_model
 from llm4sbr_ray.perspectives.outputs import Question, questions
-from llm4sbr_ray.perspectives.prompts import control_tokens, messages, neutralise
+from llm4sbr_ray.perspectives.prompts import candidate_line, control_tokens, messages, neutralise
 
 HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
 _FIELDS: list[pa.Field[Any]] = [
@@ -34,7 +37,7 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("prompt_tokens", pa.int32()),
     pa.field("generated_tokens", pa.int32()),
     pa.field("error", pa.string()),
-    pa.field("shortened", pa.bool_()),  # the prompt lost its first items to a context too short for them
+    pa.field("shortened", pa.bool_()),  # the prompt lost items to a context too short for them
     pa.field("answered_at", pa.float64()),  # seconds since epoch: the steady rate is taken from these
     pa.field("engine_seconds", pa.float64()),  # with the engine, waiting for its turn included; 0 for an error
 ]
@@ -70,7 +73,8 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
     Parameters
     ----------
     asked
-        Parquet rows (prompt_key, view, items): unique prompts, in an order that keeps common prefixes together.
+        Parquet rows (prompt_key, view, items, candidates): unique prompts, in an order that keeps common prefixes
+        together.
     answers
         Rows of `ANSWER_SCHEMA`; `error` is null where there is an answer. Files of an earlier try stay valid.
     done
@@ -79,10 +83,16 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
         Hugging Face name, a path that every node can read, or the URI of a folder.
     catalogue
         Location of the folder with items.parquet, whose titles the prompts show.
+
+    Raises
+    ------
+    UserError
+        An actor did not start: the model cannot be loaded, or vLLM refuses a setting.
     """
     engine = config.engine
+    refuse_unknown(engine)
     found = questions(Store(catalogue), config)
-    constrained = {name: replace(q, lines=[]) for name, q in found.items() if q.structured()}
+    constrained = {name: replace(q, lines=[]) for name, q in found.items() if q.view.output != "text"}
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column="prompt_key",
@@ -114,8 +124,32 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             ray_remote_args={"num_cpus": HELPER_CPUS},
             min_rows_per_file=engine.write_rows,
         )
+    except ActorDiedError as error:
+        if not error.actor_init_failed:
+            raise
+        raise not_started(error, model) from error
     finally:
         context.checkpoint_config = None
+
+
+def refuse_unknown(engine: Engine) -> None:
+    """Say here which setting vLLM does not know: an actor would only fail to start, after a minute."""
+    from vllm import AsyncEngineArgs
+
+    if unknown := engine.engine_kwargs.keys() - {field.name for field in fields(AsyncEngineArgs)}:
+        raise UserError(f"perspectives.engine.engine_kwargs: vLLM has no setting {', '.join(sorted(unknown))}")
+
+
+def not_started(error: ActorDiedError, model: str) -> UserError:
+    """What to say where the constructor of an actor has failed: the last error of the worker's traceback."""
+    text = str(error)
+    causes = list(re.finditer(r"^[\w.]*(?:Error|Exception)\b", text, re.MULTILINE))
+    reason = " ".join(text[causes[-1].start() if causes else 0 :].split())[:400]
+    return UserError(
+        f"perspectives.model: {model!r} did not start with the settings of perspectives.engine: {reason}. Mend what it "
+        "names (is the model folder whole, does vLLM take engine_kwargs, is there memory?) and run again: what was "
+        "answered is kept. Where the cause lies in a process of vLLM's own, --cluster.worker_logs true prints it"
+    )
 
 
 def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorConfig:
@@ -162,7 +196,7 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
 
 
 class Tokenise:
-    """Ray Data actor: (prompt_key, view, items) -> what the vLLM stage takes."""
+    """Ray Data actor: (prompt_key, view, items, candidates) -> what the vLLM stage takes."""
 
     def __init__(self, model: str, catalogue: str, config: Perspectives) -> None:
         from transformers import AutoTokenizer
@@ -177,14 +211,36 @@ class Tokenise:
         }
         self.params = {name: _sampling_params(question, config) for name, question in self.questions.items()}
 
-    def tokens(self, view: str, items: Sequence[int]) -> tuple[list[int], bool]:
+        self._lengths: dict[tuple[str, int], int] = {}
+
+    def offer(self, view: str, candidates: Sequence[int]) -> list[str]:
+        """The titles of the first candidates, as many as half of the prompt takes.
+
+        One that holds a control token is left out: it could not be written as it stands.
+        """
+        room = (self.config.engine.max_model_len - self.params[view]["max_tokens"]) // 2
+        offered: list[str] = []
+        for item in candidates:
+            title = self.questions[view].lines[item]
+            if self.lines[view][item] != title:
+                continue
+            if (view, item) not in self._lengths:
+                line = candidate_line(title) + "\n"
+                self._lengths[view, item] = len(self.tokenizer.encode(line, add_special_tokens=False))
+            room -= self._lengths[view, item]
+            if room < 0:
+                break
+            offered.append(title)
+        return offered
+
+    def tokens(self, view: str, items: Sequence[int], offered: Sequence[str] = ()) -> tuple[list[int], bool]:
         """Token ids of one prompt, with as many of the last items as the engine's context takes; whether not all."""
         question = self.questions[view]
         budget = self.config.engine.max_model_len - self.params[view]["max_tokens"]
         shown = [self.lines[view][item] for item in items]
         while True:
             ids = self.tokenizer.apply_chat_template(
-                messages(question.view, shown, question.choices),
+                messages(question.view, shown, question.choices, offered),
                 add_generation_prompt=True,
                 return_dict=False,
                 **self.config.chat_template_kwargs,
@@ -196,13 +252,21 @@ class Tokenise:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         views: list[Any] = batch["view"].to_pylist()
         items: list[Any] = batch["items"].to_pylist()
-        tokens, shortened = zip(
-            *(self.tokens(view, shown) for view, shown in zip(views, items, strict=True)), strict=True
-        )
+        candidates: list[Any] = batch["candidates"].to_pylist()
+        offered = [found and self.offer(view, found) for view, found in zip(views, candidates, strict=True)]
+        rows = list(zip(views, items, offered, strict=True))
+        tokens, cut = zip(*(self.tokens(view, shown, titles or ()) for view, shown, titles in rows), strict=True)
+        fewer = [bool(found) and len(titles) < len(found) for found, titles in zip(candidates, offered, strict=True)]
+        shortened = [first or last for first, last in zip(cut, fewer, strict=True)]
+        sampling = [
+            self.params[view] | {"structured_outputs": self.questions[view].structured(titles or ())}
+            for view, _, titles in rows
+        ]
         answers = batch.select(["prompt_key", "view"])
         answers = answers.append_column("tokenized_prompt", pa.array(tokens, pa.list_(pa.int32())))
         answers = answers.append_column("shortened", pa.array(shortened, pa.bool_()))
-        yield answers.append_column("sampling_params", pa.array([self.params[view] for view in views], SAMPLING_TYPE))
+        answers = answers.append_column("offered", pa.array(offered, pa.list_(pa.string())))
+        yield answers.append_column("sampling_params", pa.array(sampling, SAMPLING_TYPE))
 
 
 def _sampling_params(question: Question, config: Perspectives) -> dict[str, Any]:
@@ -215,7 +279,12 @@ def extract(batch: Any, constrained: Mapping[str, Question] | None = None) -> pa
     text = batch["generated_text"].fillna("").astype(str).str.split().str.join(" ")
     error = failed.mask(failed == "", text.map({"": "empty answer"}))  # null where there is an answer
     for name, question in (constrained or {}).items():
-        error = error.mask(error.isna() & (batch["view"] == name), text.map(question.fault))
+        rows = error.isna() & (batch["view"] == name)
+        if isinstance(question.view.output, Candidates):
+            pairs = zip(text[rows], batch["offered"][rows], strict=True)
+            error[rows] = [question.fault(answer, list(titles)) for answer, titles in pairs]
+        else:
+            error[rows] = text[rows].map(question.fault)
     text = text.mask(error.notna(), "")
     tokens = (int(batch[name].fillna(0).sum()) for name in ("num_input_tokens", "num_generated_tokens"))
     count_prompts(len(batch), int(error.notna().sum()), *tokens)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
-from llm4sbr_ray.config import Perspectives, Text
+from llm4sbr_ray.config import Candidates, Perspectives, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import relational
 from llm4sbr_ray.perspectives.engine import HELPER_CPUS
@@ -145,7 +145,10 @@ def _body(stage: Stage) -> Facts:
         database.register("localised", relational.dataset(work, "localised"))
     else:  # every prompt failed and max_error_rate allowed it
         database.register("localised", Localise.schema().empty_table())
-    width = item_embeddings(run).shape[1]
+    items_VE = item_embeddings(run)
+    width = items_VE.shape[1]
+    vectors = {"item": pa.array(range(len(items_VE)), pa.int32()), "embedding": list_column(items_VE)}
+    database.register("item_vectors", pa.table(vectors))
     facts = {}
     for i, name in enumerate(names):
         if views[i].level == "item":
@@ -160,24 +163,47 @@ def _body(stage: Stage) -> Facts:
             answered = int(np.count_nonzero(embeddings(item_vectors).any(axis=1)))
             facts[name] = {"rows": rows, "items_answered": answered, "grounded_rate": round(grounded, 4)}
             continue
-        database.execute(
-            f"CREATE OR REPLACE TABLE intent_{i} AS SELECT v.position, v.split, v.sample_key, "
-            f"coalesce(l.item_idx, [0 FOR _ IN range({r})]) AS item_idx, "
-            f"coalesce(l.weight, [0.0 FOR _ IN range({r})]) AS weight, "
-            "coalesce(l.grounded, false) AS grounded, coalesce(l.exact_title, false) AS exact_title, l.cosine, "
-            f"v.answer, v.error IS NULL AS answered FROM view_{i} v "
-            "LEFT JOIN localised l ON v.answer = l.answer AND v.error IS NULL"
-        )
+        if isinstance(views[i].output, Candidates):
+            _of_chosen(database, i, r)
+            vector = "item_vectors e ON t.answered AND e.item = t.item_idx[1]"
+        else:
+            _of_nearest(database, i, r)
+            vector = "localised e ON t.answer = e.answer"
         query = database.sql(
             f"SELECT t.sample_key, t.item_idx, t.weight, t.grounded, t.exact_title, t.cosine, "
-            f"coalesce(l.embedding, [0.0 FOR _ IN range({width})]) AS embedding "
-            f"FROM intent_{i} t LEFT JOIN localised l USING (answer) ORDER BY t.position"
+            f"coalesce(e.embedding, [0.0 FOR _ IN range({width})]) AS embedding "
+            f"FROM intent_{i} t LEFT JOIN {vector} ORDER BY t.position"
         )
         rows = relational.copy_to(query, stage.store, f"intents/{name}", INTENT_SCHEMA)
         facts[name] = {"rows": rows} | _hallucination(database, f"intent_{i}")
     rows = sum(_join_samples(stage, database, split, len(names)) for split in run.config.perspectives.splits)
     stage.store.delete("work")
     return {"rows": rows, "answers": unique, "perspectives": facts}
+
+
+def _of_nearest(database: Any, i: int, r: int) -> None:
+    """The table intent_<i>: a sample's answer, and the items that it was localised to."""
+    database.execute(
+        f"CREATE OR REPLACE TABLE intent_{i} AS SELECT v.position, v.split, v.sample_key, "
+        f"coalesce(l.item_idx, [0 FOR _ IN range({r})]) AS item_idx, "
+        f"coalesce(l.weight, [0.0 FOR _ IN range({r})]) AS weight, "
+        "coalesce(l.grounded, false) AS grounded, coalesce(l.exact_title, false) AS exact_title, l.cosine, "
+        f"v.answer, v.error IS NULL AS answered FROM view_{i} v "
+        "LEFT JOIN localised l ON v.answer = l.answer AND v.error IS NULL"
+    )
+
+
+def _of_chosen(database: Any, i: int, r: int) -> None:
+    """The same where the answer names one of the sample's candidates: that item has the whole weight."""
+    database.execute(
+        f"CREATE OR REPLACE TABLE intent_{i} AS SELECT v.position, v.split, v.sample_key, "
+        f"CASE WHEN v.item IS NULL THEN [0 FOR _ IN range({r})] "
+        f"ELSE ([v.item] || [x FOR x IN l.item_idx IF x <> v.item])[1:{r}] END AS item_idx, "
+        f"[(v.item IS NOT NULL AND n = 0)::INT::DOUBLE FOR n IN range({r})] AS weight, "
+        "v.item IS NOT NULL AS grounded, v.item IS NOT NULL AS exact_title, l.cosine, "
+        f"v.answer, v.error IS NULL AS answered FROM view_{i} v "
+        "LEFT JOIN localised l ON v.answer = l.answer AND v.error IS NULL"
+    )
 
 
 def _hallucination(database: Any, intents: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Choice, JsonOutput, Perspective, Perspectives
+from llm4sbr_ray.config import Candidates, Choice, JsonOutput, Perspective, Perspectives
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.perspectives.prompts import clean_title
+from llm4sbr_ray.perspectives.prompts import UNTITLED, clean_title
 
 IDS = ("item_idx", "item_id")  # must not reach a model as text
 
@@ -27,16 +27,20 @@ class Question:
     lines: list[str]  # V, one an item, as its prompts show them
     choices: tuple[str, ...]  # () unless the output is a choice
 
-    def structured(self) -> dict[str, Any] | None:
-        """What vLLM's structured outputs take; None for free text."""
+    def structured(self, offered: Sequence[str] = ()) -> dict[str, Any] | None:
+        """What vLLM's structured outputs take; None for free text. `offered`: the titles of a sample's candidates."""
+        if isinstance(self.view.output, Candidates):
+            return {"choice": list(offered), "json": None}
         if isinstance(self.view.output, Choice):
             return {"choice": list(self.choices), "json": None}
         if isinstance(self.view.output, JsonOutput):
             return {"choice": None, "json": json.dumps(self.view.output.json_schema)}
         return None
 
-    def fault(self, answer: str) -> str | None:
+    def fault(self, answer: str, offered: Sequence[str] = ()) -> str | None:
         """Why an answer breaks its form (one that `max_tokens` cuts does); None if it does not."""
+        if isinstance(self.view.output, Candidates) and answer not in offered:
+            return "not one of the candidates (is sampling.max_tokens too small?)"
         if isinstance(self.view.output, Choice) and answer not in self.choices:
             return "not one of the choices (is sampling.max_tokens too small?)"
         if isinstance(self.view.output, JsonOutput):
@@ -53,11 +57,13 @@ def questions(catalogue: Store, config: Perspectives) -> dict[str, Question]:
     Raises
     ------
     UserError
-        A field that the catalogue lacks; an output of choices without any.
+        A field that the catalogue lacks; an output of choices or of candidates without any.
     """
     found = {}
     for view in config.views:
         lines = shown_titles(catalogue, config, view.fields, f"perspectives.views: {view.name}: fields")
+        if isinstance(view.output, Candidates) and set(lines) <= {UNTITLED}:
+            raise UserError(f"perspectives.views: {view.name}: output.candidates: no item has a title")
         found[view.name] = Question(view, lines, _choices(view, catalogue))
     return found
 

@@ -58,7 +58,10 @@ def plan(run: Run, model: str, identity: str) -> Cost:
             ((asked,),) = database.sql(
                 "SELECT count(*) FROM asked WHERE view = $view", params={"view": view.name}
             ).fetchall()
-            lengths = [len(tokenise.tokens(view.name, items)[0]) for items in rows]
+            lengths = [
+                len(tokenise.tokens(view.name, items, tokenise.offer(view.name, candidates or ()))[0])
+                for items, candidates in rows
+            ]
             mean = sum(lengths) / max(1, len(lengths))
             prompt_tokens += asked * mean
             generated += asked * config.sampling_of(view).max_tokens
@@ -86,12 +89,14 @@ def _count(database: Any, table: str) -> tuple[int, int]:
     return rows, distinct
 
 
-def _sample(database: Any, view: str) -> list[list[int]]:
+def _sample(database: Any, view: str) -> list[tuple[list[int], list[int] | None]]:
     query = (
-        "SELECT items FROM (SELECT items FROM prompts SEMI JOIN asked USING (prompt_key) WHERE view = $view) "
+        "SELECT items, candidates FROM "
+        "(SELECT items, candidates FROM prompts SEMI JOIN asked USING (prompt_key) WHERE view = $view) "
         f"USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (0)"
     )
-    return [list(items) for (items,) in database.sql(query, params={"view": view}).fetchall()]
+    rows: list[tuple[list[int], list[int] | None]] = database.sql(query, params={"view": view}).fetchall()
+    return rows
 
 
 def _rate(run: Run) -> tuple[float | None, str]:

@@ -26,13 +26,18 @@ def clean_title(title: str | None, attributes: Sequence[str] | None, max_chars: 
     known = title.casefold()
     parts = [title, *(a for a in attributes or () if a.casefold() not in known)]
     text = " ".join(" - ".join(part for part in parts if part).split())
-    text = "".join(c for c in text if c.isprintable())
+    text = " ".join("".join(c for c in text if c.isprintable()).split())  # again: what was dropped stood between spaces
     return text[:max_chars].rstrip() or UNTITLED
 
 
-def session_text(titles: Sequence[str]) -> str:
-    """Numbered titles in click order, a line each."""
-    return "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))
+def session_text(titles: Sequence[str], candidates: Sequence[str] = ()) -> str:
+    """Numbered titles in click order, a line each; then the candidates, which a growing session changes."""
+    clicked = "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))
+    return clicked + ("\n\nCandidates:\n" + "\n".join(map(candidate_line, candidates)) if candidates else "")
+
+
+def candidate_line(title: str) -> str:
+    return f"- {title}"
 
 
 def instruction(view: Perspective, choices: Sequence[str] = ()) -> str:
@@ -40,11 +45,13 @@ def instruction(view: Perspective, choices: Sequence[str] = ()) -> str:
     return view.instruction + (f"\nAnswer with one of: {'; '.join(choices)}" if choices else "")
 
 
-def messages(view: Perspective, titles: Sequence[str], choices: Sequence[str] = ()) -> list[dict[str, str]]:
+def messages(
+    view: Perspective, titles: Sequence[str], choices: Sequence[str] = (), candidates: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """The chat that asks one perspective about one session."""
     return [
         {"role": "system", "content": instruction(view, choices)},
-        {"role": "user", "content": session_text(titles)},
+        {"role": "user", "content": session_text(titles, candidates)},
     ]
 
 
@@ -61,14 +68,19 @@ def neutralise(title: str, tokens: re.Pattern[str] | None) -> str:
 
 
 def prompt_key(
-    model: str, perspectives: Perspectives, view: Perspective, titles: Sequence[str], choices: Sequence[str] = ()
+    model: str,
+    perspectives: Perspectives,
+    view: Perspective,
+    titles: Sequence[str],
+    choices: Sequence[str] = (),
+    candidates: Sequence[str] = (),
 ) -> str:
     """128-bit hex digest of all that determines an answer: model, sampling, instruction, session text, output form.
 
     Two samples with one key are asked once.
     """
     sampling = perspectives.sampling_of(view).model_dump_json()
-    parts = [model, sampling, instruction(view, choices), session_text(titles)]
+    parts = [model, sampling, instruction(view, choices), session_text(titles, candidates)]
     if view.output != "text":
         parts.append(view.output.model_dump_json())
     text = "\x1f".join(parts)

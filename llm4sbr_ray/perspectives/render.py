@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import ray
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Perspectives
-from llm4sbr_ray.perspectives import relational
+from llm4sbr_ray.config import Candidates, Perspectives
+from llm4sbr_ray.perspectives import candidates, relational
 from llm4sbr_ray.perspectives.engine import HELPER_CPUS
 from llm4sbr_ray.perspectives.outputs import Question, questions
 from llm4sbr_ray.perspectives.prompts import prompt_key
@@ -24,6 +24,7 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("view", pa.string()),
     pa.field("prompt_key", pa.string()),
     pa.field("items", pa.list_(pa.int32())),  # those the prompt shows
+    pa.field("candidates", pa.list_(pa.int32())),  # those it offers; null where the output is not of candidates
 ]
 PROMPT_SCHEMA = pa.schema(_FIELDS)
 ITEMS = "items"  # stands as the split of the rows that ask a perspective of level item about the whole catalogue
@@ -50,9 +51,12 @@ def render(data: Store, prompts: Store, model: str, config: Perspectives) -> Non
     Of level item, a sample asks about its last item, and each item of the catalogue has a row beside (`ITEMS`).
     """
     files = sample_files(data, config)
+    wanted = [view.output.candidates for view in config.views if isinstance(view.output, Candidates)]
+    # Of each item twice as many as a sample takes: some share a title with others.
+    followers = ray.put(candidates.count_followers(data, 2 * max(wanted))) if wanted else None
     ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
         RenderFile,
-        fn_constructor_args=(data.uri(), model, config),
+        fn_constructor_args=(data.uri(), model, config, followers),
         batch_format="pyarrow",
         batch_size=1,
         num_cpus=HELPER_CPUS,
@@ -63,47 +67,70 @@ def render(data: Store, prompts: Store, model: str, config: Perspectives) -> Non
 class RenderFile:
     """Ray Data actor: one sample file -> its prompts."""
 
-    def __init__(self, data: str, model: str, config: Perspectives) -> None:
+    def __init__(
+        self, data: str, model: str, config: Perspectives, followers: ray.ObjectRef[pa.Table] | None = None
+    ) -> None:
         self.data, self.model, self.config = Store(data), model, config
         self.questions = questions(self.data, config)
+        self.finders = {
+            name: candidates.Candidates(ray.get(followers), self.data, question.lines, question.view.output.candidates)
+            for name, question in self.questions.items()
+            if isinstance(question.view.output, Candidates) and followers is not None
+        }
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (file,) = batch.to_pylist()
         asked = list(self.questions.items())
         prefixes: list[Any]
+        targets: list[Any]
         keys: pa.Array[Any]
         if file["split"] == ITEMS:
             n = pq.read_metadata(file["path"], filesystem=self.data.fs).num_rows
             prefixes = [[item] for item in range(n)]
+            targets = [None] * n
             keys = pa.array([f"item:{item}" for item in range(n)])
             asked = [(name, question) for name, question in asked if question.view.level == "item"]
         else:
-            samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items"])
+            own = ["target"] if file["split"] == "train" and self.finders else []  # a target that was counted
+            samples = pq.read_table(file["path"], filesystem=self.data.fs, columns=["sample_key", "items", *own])
+            targets = samples["target"].to_pylist() if own else [None] * len(samples)
             prefixes, keys = samples["items"].to_pylist(), samples["sample_key"].combine_chunks()
         n = len(prefixes)
         windows = {
             "session": [items[-self.config.max_items :] for items in prefixes],
             "item": [items[-1:] for items in prefixes],
         }
-        tables = [
-            pa.table(
+        tables = []
+        for name, question in asked:
+            shown = windows[question.view.level]
+            finder = self.finders.get(name)
+            offered = [finder.find(*pair) if finder else None for pair in zip(shown, targets, strict=True)]
+            rows = pa.table(
                 {
                     "position": pa.array(np.arange(file["position"], file["position"] + n)),
                     "split": [file["split"]] * n,
                     "sample_key": keys,
                     "view": [name] * n,
-                    "prompt_key": self._keys(question, windows[question.view.level]),
-                    "items": windows[question.view.level],
+                    "prompt_key": self._keys(question, shown, offered),
+                    "items": shown,
+                    "candidates": offered,
                 },
                 schema=PROMPT_SCHEMA,
             )
-            for name, question in asked
-        ]
+            tables.append(rows)
         return pa.concat_tables(tables)
 
-    def _keys(self, question: Question, windows: Sequence[Sequence[int]]) -> list[str]:
-        shown = ([question.lines[item] for item in window] for window in windows)
-        return [prompt_key(self.model, self.config, question.view, titles, question.choices) for titles in shown]
+    def _keys(
+        self, question: Question, windows: Sequence[Sequence[int]], offered: Sequence[Sequence[int] | None]
+    ) -> list[str]:
+        texts = (
+            [[question.lines[item] for item in items or ()] for items in pair]
+            for pair in zip(windows, offered, strict=True)
+        )
+        return [
+            prompt_key(self.model, self.config, question.view, titles, question.choices, candidates)
+            for titles, candidates in texts
+        ]
 
 
 def unique_prompts(prompts: Store, asked: Store, rows_a_file: int, known: Store | None = None) -> int:
@@ -118,7 +145,8 @@ def unique_prompts(prompts: Store, asked: Store, rows_a_file: int, known: Store 
     nothing = pa.table({"prompt_key": pa.array([], pa.string())})
     database.register("known", nothing if known is None else relational.dataset(known))
     query = database.sql(
-        "SELECT prompt_key, any_value(view) AS view, any_value(items) AS items FROM prompts "
+        "SELECT prompt_key, any_value(view) AS view, any_value(items) AS items, "
+        "any_value(candidates) AS candidates FROM prompts "
         "ANTI JOIN known USING (prompt_key) GROUP BY prompt_key ORDER BY view, items"
     )
     return relational.copy_to(query, asked, "", rows_a_file=rows_a_file)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Perspective, Perspectives, Text
+from llm4sbr_ray.config import Candidates, Perspective, Perspectives, Text
 from llm4sbr_ray.perspectives.engine import Tokenise, processor_config
 from llm4sbr_ray.perspectives.intents import Localise
 from llm4sbr_ray.perspectives.model_files import local_model
@@ -80,5 +80,6 @@ class SessionReader:
 
 
 def session_views(perspectives: Perspectives) -> tuple[Perspective, ...]:
-    """The perspectives that an LLM is asked about a session."""
-    return tuple(view for view in perspectives.views if view.level == "session")
+    """The perspectives that an LLM is asked about a session; not those whose candidates are counted by the run."""
+    views = (view for view in perspectives.views if not isinstance(view.output, Candidates))
+    return tuple(view for view in views if view.level == "session")

@@ -15,7 +15,8 @@ from llm4sbr_ray.perspectives import infer as stages
 from llm4sbr_ray.perspectives.outputs import questions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-FORMED = ("category-need", "summary")
+FORMED = ("category-need", "summary", "next-candidate")
+OFFERED = 6  # candidates
 USE = {"name": "use", "level": "item", "anchor": "global", "instruction": "What is it for? Only output that."}
 TAGS = {"name": "tags", "level": "item", "anchor": "local", "from_field": "attributes"}
 STEADY = {"name": "steady", "anchor": "global", "instruction": "Name an item like all of these. Only output its name."}
@@ -25,6 +26,7 @@ def second_run(pipeline_run: Run) -> Run:
     """A run beside the first with one more perspective, and the stages before the LLM as the first committed them."""
     config = load_config([*SMALL, "--storage", pipeline_run.config.storage, "--name", "second"])
     shipped = [yaml.safe_load((ROOT / f"configs/perspectives/{name}.yaml").read_text()) for name in FORMED]
+    shipped[-1]["output"]["candidates"] = OFFERED  # all of 20 do not fit into the context of the pocket LM
     views = (*config.perspectives.views, *map(Perspective.model_validate, [STEADY, USE, TAGS, *shipped]))
     # The pocket LM was never taught JSON: what it does not finish within max_tokens is an error, as it should be.
     update = {"views": views, "splits": ("test",), "max_error_rate": 1.0, "retries": 0}
@@ -64,6 +66,21 @@ def test_a_second_run_asks_only_what_is_new_and_a_retry_only_what_failed(pipelin
     assert needs
     for row in run.read_table("perspectives", "summary").to_pylist():
         assert row["error"] is not None or set(json.loads(row["answer"])) == {"sentence", "taste"}
+
+    # Of candidates: each answer is one of its row's own, and the intent is that item alone.
+    lines = questions(run.below("data"), run.config.perspectives)["next-candidate"].lines
+    named = run.read_table("perspectives", "next-candidate").to_pylist()
+    localised = run.read_table("intents", "next-candidate").to_pylist()
+    assert facts["perspectives"]["next-candidate"]["errors"] == 0
+    assert len({tuple(row["candidates"]) for row in named}) > 1
+    for row, intent in zip(named, localised, strict=True):
+        assert len(row["candidates"]) == OFFERED
+        assert not row["shortened"]
+        assert row["item"] in row["candidates"]
+        assert lines[row["item"]] == row["answer"]
+        assert intent["item_idx"][0] == row["item"]
+        assert intent["weight"] == [1.0] + [0.0] * (run.config.text.localised_items - 1)
+        assert len(set(intent["item_idx"])) == run.config.text.localised_items
 
     # Of level item: one call an item or none, and intents of every sample among the items, like all others.
     items, samples = run.read_table("data", "items.parquet"), run.read_table("data", "test")

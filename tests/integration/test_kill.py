@@ -1,35 +1,78 @@
-"""kill -9 of the driver in the middle of the LLM stage: nothing answered is lost or asked again."""
+"""kill -9 of driver, engine and node within the LLM stage: nothing answered is lost or asked again."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from ray.cluster_utils import Cluster
 from small_run import ROOT, SMALL
 
-from llm4sbr_ray.artifacts import Run, Store
+from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import load_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+NODE = {"num_cpus": 4, "object_store_memory": 150 * 2**20}
 
 
-def start(storage: Path) -> subprocess.Popen[bytes]:
-    """`jobs/infer.py` as a user starts it, on a Ray of its own."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
-    command = [sys.executable, "jobs/infer.py", *SMALL, "--storage", str(storage)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+@pytest.fixture
+def cluster(ray_cluster: None) -> Iterator[Cluster]:
+    """A cluster of this test alone: a head without work and two nodes, of which one is to die."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+    for _ in range(2):
+        made.add_node(**NODE)
+    yield made
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    made.shutdown()
+    for process in left:  # workers of the killed node
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
-def written(answers: Store) -> pa.Table | None:
-    files = answers.files(suffix=".parquet")
-    return answers.read_table("").sort_by("prompt_key") if files else None
+def start(storage: Path, cluster: Cluster) -> subprocess.Popen[bytes]:
+    """`jobs/infer.py` as a user starts it."""
+    command = [sys.executable, "jobs/infer.py", *SMALL, "--storage", str(storage), "--cluster.address", cluster.address]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
 
-def test_a_killed_llm_stage_goes_on(pipeline_run: Run, tmp_path: Path) -> None:
+def engine_of(cluster: Cluster) -> tuple[Any, psutil.Process] | None:
+    """The node that an engine actor runs on, and the actor's process."""
+    for node in cluster.worker_nodes:
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in raylet.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "vLLMEngine" in " ".join(process.cmdline()):
+                    return node, process
+    return None
+
+
+def committed(run: Run) -> set[str]:
+    """Keys of the blocks that Ray Data has recorded as written."""
+    done = run.below(".partial/perspectives/out/work/done/round-0")
+    files = [path for path in done.files(suffix=".parquet") if "pending" not in path]
+    return {str(key) for path in files for key in pq.read_table(path, filesystem=run.fs)["prompt_key"].to_pylist()}
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], what: str) -> Any:
+    deadline = time.monotonic() + 300
+    while not (found := condition()):
+        assert process.poll() is None, f"the job ended before {what}"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_killed_llm_stage_goes_on(pipeline_run: Run, tmp_path: Path, cluster: Cluster) -> None:
     run = Run(load_config([*SMALL, "--storage", str(tmp_path)]))
     for name in ("data", "pocket-lm"):  # the stages before it, as the undisturbed run committed them
         run.fs.create_dir(run.path(name))
@@ -38,24 +81,32 @@ def test_a_killed_llm_stage_goes_on(pipeline_run: Run, tmp_path: Path) -> None:
     manifest["stages"] = {name: manifest["stages"][name] for name in ("ingest", "pocket-lm")}
     run.write_json(manifest, "run.json")
 
+    driver = start(tmp_path, cluster)
+    wait_for(lambda: committed(run), driver, "a block was written")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
     work = run.below(".partial/perspectives/out/work")
-    done = work.below("done", "round-0")
-    process = start(tmp_path)
-    deadline = time.monotonic() + 400
-    while not [path for path in done.files(suffix=".parquet") if "pending" not in path]:
-        assert process.poll() is None, "the job ended before it could be killed"
-        assert time.monotonic() < deadline, "no block was committed"
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = work.read_table("done", "round-0")["prompt_key"].to_pylist()
+    before = committed(run)
     asked = work.read_table("asked", "round-0")["prompt_key"].to_pylist()
     assert 0 < len(before) < len(asked)
     kept = {row["prompt_key"]: row["answer"] for row in work.read_table("answers", "round-0").to_pylist()}
 
-    assert start(tmp_path).wait(timeout=500) == 0
+    driver = start(tmp_path, cluster)
+    wait_for(lambda: committed(run) - before, driver, "another block was written")
+    found = engine_of(cluster)
+    assert found is not None
+    os.kill(found[1].pid, signal.SIGKILL)
+    seen = committed(run)
+    node, _ = wait_for(lambda: committed(run) - seen and engine_of(cluster), driver, "another engine had answered")
+    assert len(committed(run)) < len(asked)
+    cluster.remove_node(node, allow_graceful=False)
+    assert driver.wait(timeout=400) == 0
+
+    figures = run.manifest()["stages"]["perspectives"]
+    assert figures["prompts"] == len(asked)
     equal = total = 0
     for view in ("long-term", "short-term"):
+        assert figures["perspectives"][view]["errors"] == 0
         ours = run.read_table("perspectives", view).to_pylist()
         undisturbed = pipeline_run.read_table("perspectives", view).to_pylist()
         assert [row["sample_key"] for row in ours] == [row["sample_key"] for row in undisturbed]

@@ -24,9 +24,10 @@ def test_without_a_rate_or_a_price_there_is_none() -> None:
 def test_the_sample_is_of_what_is_still_to_be_asked() -> None:
     database = duckdb.connect()
     database.execute(
-        "CREATE TABLE prompts AS SELECT 'k' || i AS prompt_key, 'v' AS view, [i] AS items FROM range(9000) r(i)"
+        "CREATE TABLE prompts AS SELECT 'k' || i AS prompt_key, 'v' AS view, [i] AS items, NULL::INT[] AS candidates "
+        "FROM range(9000) r(i)"
     )
     database.execute("CREATE TABLE asked AS SELECT 'k7' AS prompt_key, 'v' AS view")
-    assert _sample(database, "v") == [[7]]
+    assert _sample(database, "v") == [([7], None)]
     database.execute("INSERT INTO asked SELECT prompt_key, view FROM prompts")
     assert len(_sample(database, "v")) == SAMPLE
