@@ -153,6 +153,8 @@ def ask(url: str, load: Path, *options: Any) -> dict[str, Any]:
 
 
 def main() -> None:
+    # A shell starts background jobs with SIGINT ignored, and `serve run` would inherit that: it ends by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=HERE.parent / "serve_configs" / "local.yaml")
     parser.add_argument("--bundle", type=Path, help="a real bundle; without it a synthetic one of --items")

@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,32 @@ def table(results: dict[str, Any], name: str, protocol: str, *metrics: str) -> s
 
 
 def figures(results: dict[str, Any], section: str) -> str:
-    """One row a figure."""
+    """One table for all figures that one command gave."""
     rows = {name: figure for name, figure in results[section].items() if name != "tables"}
     if not rows:
         return "Nothing measured yet.\n"
-    lines = ["| figure | value | of | from |", "|---|---|---|---|"]
-    for name, figure in rows.items():
-        rest = {key: value for key, value in figure.items() if key not in SAID}
-        about = ", ".join(f"{key}: {json.dumps(value).strip(chr(34))}" for key, value in rest.items())
-        value = figure["value"]
-        shown = f"{value:,}" if isinstance(value, (int, float)) else str(value)
-        lines.append(f"| {name} | {shown} | {about} | {source(figure)} |".replace("  ", " "))
-    return "\n".join(lines) + "\n"
+    lines: list[str] = []
+    for from_where, group in groupby(rows.items(), lambda row: source(row[1])):
+        members = dict(group)
+        about = {name: {key: figure[key] for key in figure if key not in SAID} for name, figure in members.items()}
+        first, *others = about.values()
+        shared = {key: value for key, value in first.items() if all(o.get(key) == value for o in others)}
+        own = {name: {k: v for k, v in said.items() if k not in shared} for name, said in about.items()}
+        third = any(own.values())
+        lines += [f"{from_where}{': ' if shared else ''}{_listed(shared)}", ""]
+        lines += ["| figure | value | of |", "|---|---|---|"] if third else ["| figure | value |", "|---|---|"]
+        for name, figure in members.items():
+            lines.append(f"| {name} | {_shown(figure['value'])} |{f' {_listed(own[name])} |' if third else ''}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _listed(about: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {json.dumps(value).strip(chr(34))}" for key, value in about.items())
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def source(figure: dict[str, Any]) -> str:
@@ -97,7 +112,9 @@ def _fraction(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
 
 
-def added(results: dict[str, Any], place: str, measured: dict[str, Any], command: str, **about: str) -> None:
+def added(
+    results: dict[str, Any], place: str, measured: dict[str, Any], command: str, prefix: str = "", **about: str
+) -> None:
     """Put the models of a metrics.json, or the figures of a benchmark, into `results`."""
     section, *path = place.split(".")
     if "models" in measured:
@@ -106,7 +123,7 @@ def added(results: dict[str, Any], place: str, measured: dict[str, Any], command
         results[section]["tables"][path[-1]] = {"value": table, "command": command, **about}
     else:
         for name, value in measured["figures"].items():
-            results[section][name] = {"value": value, "command": command, **about}
+            results[section][prefix + name] = {"value": value, "command": command, **about}
 
 
 def main() -> int:
@@ -115,6 +132,8 @@ def main() -> int:
     parser.add_argument("--add", nargs=2, metavar=("PLACE", "FILE"))
     parser.add_argument("--command", help="of --add: what gave FILE")
     parser.add_argument("--dataset", help="of --add: what the figures are about")
+    parser.add_argument("--machine", help="of --add: where they were measured")
+    parser.add_argument("--prefix", default="", help="of --add: before the figures' names, where a benchmark ran twice")
     arguments = parser.parse_args()
     results = json.loads(JSON.read_text(encoding="utf-8"))
     if arguments.add:
@@ -124,8 +143,8 @@ def main() -> int:
         git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
         about = {"commit": commit, "date": datetime.now(UTC).date().isoformat()}
-        about |= {"dataset": arguments.dataset} if arguments.dataset else {}
-        added(results, place, json.loads(Path(file).read_text()), arguments.command, **about)
+        about |= {name: value for name in ("dataset", "machine") if (value := getattr(arguments, name))}
+        added(results, place, json.loads(Path(file).read_text()), arguments.command, arguments.prefix, **about)
         JSON.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     made = render(page, results)
