@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from small_run import ROOT, SMALL
@@ -18,9 +19,12 @@ from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.cluster import connect
 from llm4sbr_ray.config import ClusterConfig, load_config
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster() -> Iterator[Cluster]:
     """A Ray cluster of two nodes on this machine, shared by all integration tests of the process."""
     import ray
     from ray.cluster_utils import Cluster
@@ -33,7 +37,7 @@ def ray_cluster() -> Iterator[None]:
     cluster = Cluster(initialize_head=True, head_node_args=store)
     cluster.add_node(**store)
     connect(ClusterConfig(address=cluster.address))
-    yield
+    yield cluster
     ray.shutdown()
     cluster.shutdown()
 

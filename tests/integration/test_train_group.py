@@ -1,4 +1,4 @@
-"""Ray Train for real: reproducible shards, a worker killed, a driver killed."""
+"""Ray Train for real: reproducible batches; a worker, a node and the driver killed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import ray.train
 import torch
 from planted_run import N_ITEMS, planted_config, planted_run
+from ray.cluster_utils import Cluster
 from safetensors.torch import load
 
 from llm4sbr_ray.artifacts import Run, Stage
@@ -38,6 +41,7 @@ FOLDER = f"train/{MODEL}/seed-0"
 SESSIONS = 400
 EVEN = 401  # sessions with an even number of samples: workers have as many each, and none is taken twice
 KILL_AFTER = "epoch 2"
+BIG_NODE = {"num_cpus": 6, "object_store_memory": 100 * 2**20}  # more CPUs than the other nodes have
 
 
 def config_in(storage: Path, **train_settings: object):  # type: ignore[no-untyped-def]
@@ -100,6 +104,40 @@ def test_a_killed_worker_is_replaced(unbroken: Run, tmp_path: Path) -> None:
     killer.join()
     assert killed
     assert_same_model(run, unbroken)
+
+
+def train_while_a_node_dies(cluster: Cluster, run: Run, replaced: bool) -> None:
+    """Two workers, each on a node of its own; one node is killed when the first checkpoint is there."""
+    nodes = [cluster.add_node(**BIG_NODE) for _ in range(2)]
+    with ThreadPoolExecutor(1) as thread:  # Ray adds nodes from the main thread alone
+        training = thread.submit(train, run)
+        while not list(Path(run.path(".partial")).rglob("checkpoint_manager_snapshot.json")):
+            assert not training.done(), training.exception()
+            time.sleep(0.1)
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        if replaced:
+            nodes.append(cluster.add_node(**BIG_NODE))
+        training.result()
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+def test_a_killed_node_is_replaced(ray_cluster: Cluster, unbroken: Run, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path, cpus_per_worker=6), SESSIONS)
+    train_while_a_node_dies(ray_cluster, run, replaced=True)
+    assert_same_model(run, unbroken)
+
+
+def test_an_elastic_group_goes_on_without_a_killed_node(
+    ray_cluster: Cluster, unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # for the lost node, which is not to come back
+    run = planted_run(config_in(tmp_path, cpus_per_worker=6, min_workers=1), SESSIONS)
+    train_while_a_node_dies(ray_cluster, run, replaced=False)
+    ours, theirs = (r.read_json(FOLDER, "history.json") for r in (run, unbroken))
+    assert [record["workers"] for record in ours][:: len(ours) - 1] == [2, 1]
+    assert [record["samples"] for record in ours] == [record["samples"] for record in theirs]
+    assert max(r["valid_score"] for r in ours) == pytest.approx(max(r["valid_score"] for r in theirs), rel=0.15)
 
 
 def test_workers_train_with_the_graph_of_all_train_sessions(ray_cluster: None, tmp_path: Path) -> None:
