@@ -8,7 +8,8 @@ training/loop.py, on batches made from real sessions. The intents are random (ri
 values don't change the speed. Without --data the sessions are synthetic, with catalogues of the same sizes.
 
 All steps of a catalogue are taken in turns, so that a busy machine is unfair to none, and each counts with its fastest:
-others on the machine only slow a step. --clock cpu counts processor seconds in place of those on the wall, divided by
+others on the machine only slow a step. `batch` is the input alone: samples, mapped from disk as in training, to a batch
+with its intents. --clock cpu counts processor seconds in place of those on the wall, divided by
 the threads: on a machine that is shared with many, with one thread.
 
 With --recbole the same turns also run RecBole's SR-GNN; PYTHON is an interpreter that has recbole installed
@@ -18,6 +19,7 @@ With --recbole the same turns also run RecBole's SR-GNN; PYTHON is an interprete
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import time
@@ -35,6 +37,7 @@ from llm4sbr_ray.config import ModelConfig, Neighbours, TrainConfig
 from llm4sbr_ray.models.backbones import BACKBONES
 from llm4sbr_ray.models.build import build_model
 from llm4sbr_ray.training.batches import Samples, samples_from_table
+from llm4sbr_ray.training.mapped import map_samples
 from llm4sbr_ray.training.optimizer import AdamOfBoth
 
 CATALOGUES = {"beauty": (12_101, 9), "diginetica": (43_097, 5)}  # items, mean clicks of a session
@@ -63,12 +66,15 @@ def main() -> None:
     catalogues = {name: measure(name, arguments) for name in arguments.catalogues}
     first = catalogues[arguments.catalogues[0]]
     name = arguments.backbones[0]
-    figures = {
+    figures: dict[str, Any] = {
         "fraction_of_floor": first[f"{name}+llm4sbr"]["fraction_of_floor"],
         "wrapper_overhead": first[f"{name}+llm4sbr"]["wrapper_overhead"],
+        "input_share": first[f"{name}+llm4sbr"]["input_share"],
         "ratio_to_recbole": first.get("recbole", {}).get("ratio_to_recbole"),
-        "catalogues": catalogues,
     }
+    for catalogue, models in catalogues.items():
+        for model, rates in models.items():
+            figures |= {f"{catalogue}_{model}_{key}": value for key, value in rates.items()}
     if arguments.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         settings["torch"] = torch.__version__
@@ -80,9 +86,9 @@ def measure(catalogue: str, arguments: argparse.Namespace) -> dict[str, dict[str
     torch.manual_seed(0)
     config, train = ModelConfig(), TrainConfig()
     V, B = CATALOGUES[catalogue][0], train.batch_size
-    samples = read_samples(catalogue, arguments.data, B * BATCHES, config.max_length)
+    samples = map_samples([read_samples(catalogue, arguments.data, B * BATCHES, config.max_length)])
     models = [f"{name}{suffix}" for name in arguments.backbones for suffix in ("", "+llm4sbr")]
-    steps: dict[str, Step] = {"floor": floor_step(B, V, config.width)}
+    steps: dict[str, Step] = {"floor": floor_step(B, V, config.width), "batch": batch_step(samples, B)}
     steps |= {name: training_step(name, samples, config, train) for name in models}
     recbole = Recbole(arguments, samples, config.width, B) if arguments.recbole else None
     clock, shared = CLOCKS[arguments.clock], arguments.threads if arguments.clock == "cpu" else 1
@@ -111,6 +117,7 @@ def measure(catalogue: str, arguments: argparse.Namespace) -> dict[str, dict[str
         overhead = ""
         if plain != name:
             rates[name]["wrapper_overhead"] = round(value / fastest[plain] - 1, 3)
+            rates[name]["input_share"] = round(fastest["batch"] / value, 4)
             overhead = f"{rates[name]['wrapper_overhead']:+.1%}"
         fraction = rates[name]["fraction_of_floor"]
         print(f"{name:20}{value * 1e3:8.1f}{B / value:12,.0f}{fraction:10.2f}{overhead:>10}")
@@ -156,6 +163,15 @@ def floor_step(B: int, V: int, D: int) -> Step:
     def step() -> None:
         session_BD.grad = item_VD.grad = None
         (session_BD @ item_VD.T).backward(gradient_BV)
+
+    return step
+
+
+def batch_step(samples: Samples, B: int) -> Step:
+    batches = itertools.cycle(torch.arange(len(samples)).split(B))
+
+    def step() -> None:
+        samples.batch(next(batches))
 
     return step
 

@@ -123,11 +123,11 @@ class GCEGNN(GraphBackbone):
         clicks, graphs = clicks_of(items_BL, length_B), build_graphs(items_BL, length_B, self.n_items)
         node_MD = self.item_embedding(graphs.item_M)
         session_M = torch.empty_like(graphs.item_M).index_copy_(0, graphs.node_N, graphs.session_N)
-        mean_MD = clicks.mean(node_MD[graphs.node_N])[session_M]
+        mean_MD = F.embedding(session_M, clicks.mean(F.embedding(graphs.node_N, node_MD)))
         from_global_MD = self.dropout(self.global_vectors(node_MD, mean_MD, graphs.item_M))
         node_MD = self.session_vectors(node_MD, graphs) + from_global_MD
-        session_BD = self.readout(node_MD[graphs.node_N], clicks)
-        return SessionVectors(session_BD, node_MD[graphs.last_B], session_BD)
+        session_BD = self.readout(F.embedding(graphs.node_N, node_MD), clicks)
+        return SessionVectors(session_BD, F.embedding(graphs.last_B, node_MD), session_BD)
 
     def session_vectors(self, node_MD: Tensor, graphs: SessionGraphs) -> Tensor:
         """sum_j alpha_ij h_j over the session's edges (equations 7 to 9), M x D."""

@@ -6,8 +6,9 @@ Shapes, besides those of `models.base`: N clicks of all sessions of a batch, in 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.base import Backbone, SessionVectors
@@ -46,5 +47,11 @@ class GRU4Rec(Backbone):
         item_ND = self.dropout(self.item_embedding(packed.data))
         state, last_GBD = self.gru(PackedSequence(item_ND, *packed[1:]))
         local_BD = self.output(self.dropout(last_GBD[-1]))
-        sum_BD = pad_packed_sequence(state, batch_first=True)[0].sum(1)  # zeros at the padding
+        # Unpacking would make a padded copy, and one more for the gradient: the packed rows are added up as they are.
+        begin_L = (packed.batch_sizes.cumsum(0) - packed.batch_sizes).to(items_BL.device)
+        session_N, step_N = (torch.arange(len(begin_L), device=items_BL.device) < length_B[:, None]).nonzero(
+            as_tuple=True
+        )
+        row_N = begin_L[step_N] + packed.unsorted_indices[session_N]
+        sum_BD = F.embedding_bag(row_N, state.data, length_B.cumsum(0) - length_B, mode="sum")
         return SessionVectors(sum_BD / length_B[:, None], local_BD, session_BD=local_BD)

@@ -120,7 +120,7 @@ class SRGNN(Backbone):
         node_MD = self.dropout(self.item_embedding(graphs.item_M))
         for _ in range(self.steps):
             node_MD = self.propagate(node_MD, graphs)
-        local_BD = node_MD[graphs.last_B]
+        local_BD = F.embedding(graphs.last_B, node_MD)  # rows, with a faster gradient than indexing has
         gate_N = self.click_gates(node_MD, local_BD, graphs)
         global_BD = F.embedding_bag(
             graphs.node_N, node_MD, graphs.offset_B, mode="sum", per_sample_weights=gate_N.to(node_MD.dtype)
@@ -141,7 +141,7 @@ class SRGNN(Backbone):
 
     def click_gates(self, node_MD: Tensor, local_BD: Tensor, graphs: SessionGraphs) -> Tensor:
         """alpha_i = q^T sigmoid(W1 v_n + W2 v_i + c) of each click (equation 6), N."""
-        last_ND = self.attend_last(local_BD)[graphs.session_N]
-        click_ND = self.attend_click(node_MD)[graphs.node_N]
+        last_ND = F.embedding(graphs.session_N, self.attend_last(local_BD))
+        click_ND = F.embedding(graphs.node_N, self.attend_click(node_MD))
         gate_N: Tensor = self.attend(torch.sigmoid(last_ND + click_ND)).squeeze(1)
         return gate_N
