@@ -50,9 +50,10 @@ class Extended:
         return value_Bm.gather(1, order_Bk), item_Bm.gather(1, order_Bk)
 
 
-def build_search(table_VD: Tensor, kind: IndexKind) -> Search:
+def build_search(table_VD: Tensor, kind: IndexKind, clustered: bool = False) -> Search:
+    """`clustered`: the rows lie in clusters, so that a quantised search may read the nearest of them alone."""
     if kind == "exact":
         return Exact(table_VD)
     from llm4sbr_ray.serving.quantised import Quantised  # a service of exact searches never loads faiss
 
-    return Quantised(table_VD)
+    return Quantised(table_VD, clustered)

@@ -109,7 +109,8 @@ class Ranker:
         self._item_VD = model.backbone.item_vectors()
         with torch.inference_mode():
             # V x E x D operations: once, not in each request
-            self._best, self._near = (build_search(t_VD, index) for t_VD in (self._item_VD, model.item_intents()))
+            self._best = build_search(self._item_VD, index)
+            self._near = build_search(model.item_intents(), index, clustered=True)
 
     @torch.inference_mode()
     def with_items(self, vector_ND: Tensor) -> Ranker:

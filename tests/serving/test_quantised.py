@@ -41,6 +41,25 @@ def test_recall_where_dimensions_differ_in_spread() -> None:
     assert recall(table_VD, query_BD, 20) >= 0.99
 
 
+def test_recall_on_clustered_vectors() -> None:
+    draw = torch.Generator().manual_seed(5)
+    centre_CD = torch.randn(500, 24, generator=draw)
+    table_VD = torch.nn.functional.normalize(centre_CD.repeat(120, 1) + torch.randn(60_000, 24, generator=draw) / 2)
+    query_BD = table_VD[:40] + torch.randn(40, 24, generator=draw) / 20
+    search = build_search(table_VD, "pq", clustered=True)
+    score_Bk, item_Bk = search(query_BD, 5)
+    exact_Bk, best_Bk = Exact(table_VD)(query_BD, 5)
+    found = [len(set(a) & set(b)) / 5 for a, b in zip(item_Bk.tolist(), best_Bk.tolist(), strict=True)]
+    assert np.mean(found) >= 0.95
+    torch.testing.assert_close(score_Bk[:, 0], exact_Bk[:, 0])
+
+
+def test_where_the_nearest_clusters_hold_too_few_all_are_read() -> None:
+    table_VD = torch.nn.functional.normalize(torch.randn(50_000, 16, generator=torch.Generator().manual_seed(6)))
+    _, item_Bk = build_search(table_VD, "pq", clustered=True)(table_VD[:3], 1000)
+    assert all(len(set(row)) == 1000 and min(row) >= 0 for row in item_Bk.tolist())
+
+
 def test_a_small_catalogue_is_searched_whole() -> None:
     draw = torch.Generator().manual_seed(2)
     table_VD, query_BD = torch.randn(60, 16, generator=draw), torch.randn(9, 16, generator=draw)
