@@ -46,12 +46,16 @@ class Quantised:
 
     def _shortlist(self, query_BD: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         found_Bn: NDArray[np.int64]
-        if self._clustered:
-            part = faiss.SearchParametersIVF(nprobe=CLUSTERS // READ_PART)
-            _, found_Bn = self._index.search(query_BD, n, params=part)
-            if (found_Bn >= 0).all():  # -1: the clusters that were read hold fewer than n
-                return found_Bn
-            _, found_Bn = self._index.search(query_BD, n, params=faiss.SearchParametersIVF(nprobe=CLUSTERS))
+        if not self._clustered:
+            _, found_Bn = self._index.search(query_BD, n)
             return found_Bn
-        _, found_Bn = self._index.search(query_BD, n)
+        _, found_Bn = self._index.search(query_BD, n, params=_reading(CLUSTERS // READ_PART))
+        if (found_Bn < 0).any():  # the clusters that were read hold fewer than n
+            _, found_Bn = self._index.search(query_BD, n, params=_reading(CLUSTERS))
         return found_Bn
+
+
+def _reading(clusters: int) -> faiss.SearchParametersIVF:
+    parameters = faiss.SearchParametersIVF()
+    parameters.nprobe = clusters
+    return parameters

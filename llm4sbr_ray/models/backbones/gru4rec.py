@@ -49,9 +49,9 @@ class GRU4Rec(Backbone):
         local_BD = self.output(self.dropout(last_GBD[-1]))
         # Unpacking would make a padded copy, and one more for the gradient: the packed rows are added up as they are.
         begin_L = (packed.batch_sizes.cumsum(0) - packed.batch_sizes).to(items_BL.device)
-        session_N, step_N = (torch.arange(len(begin_L), device=items_BL.device) < length_B[:, None]).nonzero(
-            as_tuple=True
-        )
+        is_click_BL = torch.arange(len(begin_L), device=items_BL.device) < length_B[:, None]
+        session_N, step_N = torch.nonzero(is_click_BL, as_tuple=True)
+        assert packed.unsorted_indices is not None  # none where sessions come sorted
         row_N = begin_L[step_N] + packed.unsorted_indices[session_N]
         sum_BD = F.embedding_bag(row_N, state.data, length_B.cumsum(0) - length_B, mode="sum")
         return SessionVectors(sum_BD / length_B[:, None], local_BD, session_BD=local_BD)
