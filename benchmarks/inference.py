@@ -119,7 +119,8 @@ def choose_prompts(aside: Store, n: int) -> tuple[pa.Table, int, int]:
     database.register("prompts", relational.dataset(aside, "prompts"))
     ((questions, distinct),) = database.sql("SELECT count(*), count(DISTINCT prompt_key) FROM prompts").fetchall()
     query = database.sql(
-        "SELECT * FROM (SELECT prompt_key, any_value(view) AS view, any_value(items) AS items FROM prompts "
+        "SELECT * FROM (SELECT prompt_key, any_value(view) AS view, any_value(items) AS items, "
+        "any_value(candidates) AS candidates FROM prompts "
         "GROUP BY prompt_key ORDER BY min(position), view LIMIT $n) ORDER BY view, items",
         params={"n": n},
     )

@@ -65,7 +65,17 @@ def main() -> None:
             )
     if arguments.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-        arguments.json.write_text(json.dumps({"figures": figures, "settings": settings}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"figures": flat(figures), "settings": settings}, indent=1) + "\n")
+
+
+def flat(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One level of names."""
+    return {
+        f"items_{n_items}_{loss}_{name}": value
+        for n_items, losses in figures.items()
+        for loss, found in losses.items()
+        for name, value in found.items()
+    }
 
 
 def in_own_process(loss: str, n_items: int) -> dict[str, Any]:

@@ -65,13 +65,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--model", default="srgnn+llm4sbr")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path)
     own, settings = parser.parse_known_args()
-    return run_main(partial(benchmark, own), settings)
+    return run_main(partial(benchmark, own), ["--config", own.config, *settings])
 
 
 if __name__ == "__main__":
