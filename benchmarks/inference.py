@@ -247,8 +247,8 @@ def report(
     figures = {
         "ratio_to_plain_vllm": round(rates["stage"] / rates["plain"], 3),
         "layout_gain": round(rates["plain"] / rates["shuffled"] - 1, 3),
-        "hit_rate": {side: round(best[side]["hit_rate"], 4) for side in SIDES},
-        "rows_per_second": {side: round(rate, 1) for side, rate in rates.items()},
+        **{f"hit_rate_{side}": round(best[side]["hit_rate"], 4) for side in SIDES},
+        **{f"rows_per_second_{side}": round(rate, 1) for side, rate in rates.items()},
         "same_answers": round(same, 4),
         "prompts": len(answers["plain"]),
         "calls_saved": questions - distinct,
