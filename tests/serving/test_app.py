@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from serving_run import items_table, planted_run, samples_table
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.serving import from_environment
 from llm4sbr_ray.serving.app import BehaviourEncoder, EmbeddingCache, FusionRanker, ServeArgs, build_app
 from llm4sbr_ray.serving.bundle import Bundle, export
 from llm4sbr_ray.serving.graph import OtherVersion
@@ -32,6 +37,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def place(run: Run) -> tuple[str, str]:
     return run.uri("bundle"), Bundle(run.uri("bundle")).manifest.version
+
+
+@pytest.mark.parametrize(
+    ("graph", "parts"),
+    [("fused", ["Ingress"]), ("composed", ["BehaviourEncoder", "EmbeddingCache", "FusionRanker", "Ingress"])],
+)
+def test_serve_build_writes_a_config_of_every_deployment(
+    run: Run, tmp_path: Path, graph: str, parts: list[str]
+) -> None:
+    written = tmp_path / "serve.yaml"
+    command = [Path(sys.executable).with_name("serve"), "build", f"{from_environment.__name__}:app", "-o", written]
+    arguments = json.dumps({"bundle": run.uri("bundle"), "graph": graph})
+    subprocess.run(command, check=True, env=os.environ | {from_environment.ARGUMENTS: arguments}, capture_output=True)
+    (application,) = yaml.safe_load(written.read_text())["applications"]
+    assert application["import_path"] == f"{from_environment.__name__}:app"
+    assert sorted(deployment["name"] for deployment in application["deployments"]) == parts
+
+
+def test_arguments_in_the_environment_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(from_environment.ARGUMENTS, '{"graph": "round"}')
+    with pytest.raises(UserError, match=r"LLM4SBR_SERVE: graph: .*'composed' or 'fused'"):
+        from_environment.app  # noqa: B018
 
 
 def first_known(seed: int, rows: int) -> list[int]:
