@@ -173,6 +173,8 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gib)))
         if engine.dtype == "auto":
             engine_kwargs["dtype"] = "float32"  # vLLM would take bfloat16, which most CPUs only emulate
+        # The prefix cache holds whole blocks: of vLLM's 128 tokens on CPUs a short prompt shares hardly one.
+        engine_kwargs["block_size"] = 32
         # Keeps model and scheduler in one process. In two, each holds a core: one computes, the other spins.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # Ray shares the cores; pinning all to one would starve it
