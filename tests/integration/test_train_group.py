@@ -244,7 +244,7 @@ def test_a_killed_driver_goes_on_from_the_last_epoch(unbroken: Run, tmp_path: Pa
         "from llm4sbr_ray.config import ClusterConfig, RunConfig\n"
         "from llm4sbr_ray.training.trainer import train\n"
         f"config = RunConfig.model_validate_json({run.config.model_dump_json()!r})\n"
-        "connect(ClusterConfig(local_cpus=8, object_store_mb=256))\n"
+        f"connect(ClusterConfig(address={ray.get_runtime_context().gcs_address!r}))\n"
         "train(Run(config))\n"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(tests)])}
@@ -258,10 +258,8 @@ def test_a_killed_driver_goes_on_from_the_last_epoch(unbroken: Run, tmp_path: Pa
         if KILL_AFTER in line:
             break
     assert KILL_AFTER in lines[-1], lines
-    descendants = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
-    psutil.wait_procs(descendants, timeout=30)  # its Ray ends by itself
     assert not run.exists(FOLDER)
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
