@@ -4,8 +4,7 @@
         serve build llm4sbr_ray.serving.from_environment:app -o serve.yaml
 
 The variable holds the arguments of `app.ServeArgs` as JSON; it has to be set where the written file is deployed, too.
-Files
-with `args` (serve_configs/) need neither.
+Files with `args` (serve_configs/) need neither.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ faiss's 4-bit product quantiser with one dimension a code ("PQ<D>x4fs", André e
 table and is scanned in registers: a sixth of the exact product's time at 100,000 rows of width 100. It chooses a
 shortlist; the scores in the answer are exact.
 
-`clustered`, the table is also cut into clusters (an inverted file), of which a search reads the sixteenth part that is
-nearest to the query. That suits vectors that lie in clusters, as those of texts do: of the five texts nearest to a
-mixture of items of Amazon Beauty it finds 98%, in a sixth of the time. Vectors without clusters lose most of theirs.
+`clustered`, a large table is also cut into clusters (an inverted file), of which a search reads the sixteenth part that
+is nearest to the query. That suits vectors that lie in clusters, as those of texts do: the tests ask for 95% of the five
+nearest. It is not for vectors without clusters, whose nearest rows may lie in any.
 """
 
 from __future__ import annotations
