@@ -5,8 +5,8 @@ table and is scanned in registers: a sixth of the exact product's time at 100,00
 shortlist; the scores in the answer are exact.
 
 `clustered`, a large table is also cut into clusters (an inverted file), of which a search reads the sixteenth part that
-is nearest to the query. That suits vectors that lie in clusters, as those of texts do: the tests ask for 95% of the five
-nearest. It is not for vectors without clusters, whose nearest rows may lie in any.
+is nearest to the query. That suits vectors that lie in clusters, as those of texts do: the tests ask for 95% of the
+five nearest. It is not for vectors without clusters, whose nearest rows may lie in any.
 """
 
 from __future__ import annotations
