@@ -353,6 +353,7 @@ class TrainConfig(Section):
     min_workers: int | None = Field(default=None, ge=1)  # elastic: as many as fit, at least these; None: all of them
     gpus_per_worker: float = Field(default=0, ge=0)
     cpus_per_worker: float = Field(default=1, ge=0)
+    shard_items: bool = False  # each worker holds a part of the items' vectors and texts, not all of them
     epochs: int = Field(default=30, ge=1)
     patience: int = Field(default=3, ge=1)  # epochs without a better validation score before stopping
     batch_size: int = Field(default=512, ge=1)  # over all workers
@@ -383,6 +384,8 @@ class TrainConfig(Section):
     def _workers_agree(self) -> TrainConfig:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}: workers is the most")
+        if self.shard_items and self.accumulate > 1:
+            raise ValueError("shard_items needs all workers in every part of a batch: leave accumulate at 1")
         return self
 
     @model_validator(mode="after")

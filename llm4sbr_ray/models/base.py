@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm4sbr_ray.models.row_shards import ShardedEmbedding
+
 
 @dataclass
 class Intents:
@@ -76,6 +78,7 @@ class Backbone(nn.Module):
 
     def item_vectors(self) -> Tensor:
         """V x D: what session vectors are multiplied with."""
+        assert not isinstance(self.item_embedding, ShardedEmbedding), "no worker has all of them"
         return self.item_embedding.weight[:-1]
 
     def item_rows(self, item_N: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from llm4sbr_ray.models.base import Backbone
 from llm4sbr_ray.models.cross_entropy import catalogue_cross_entropy
 from llm4sbr_ray.models.gbce import gbce
 from llm4sbr_ray.models.negatives import Negatives, NegativeSampler
+from llm4sbr_ray.models.row_shards import ShardedEmbedding
 from llm4sbr_ray.models.sampled_softmax import sampled_softmax
+from llm4sbr_ray.models.sharded_softmax import sharded_cross_entropy
 
 
 class CatalogueLoss(nn.Module):
@@ -39,6 +41,9 @@ class FullSoftmax(CatalogueLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, session_BD: Tensor, backbone: Backbone, target_B: Tensor) -> Tensor:
+        table = backbone.item_embedding
+        if isinstance(table, ShardedEmbedding):
+            return sharded_cross_entropy(session_BD, table, target_B, self.label_smoothing)
         item_VD = backbone.item_vectors()
         loss = catalogue_cross_entropy(session_BD, item_VD, target_B)
         if self.label_smoothing:  # the mean score over all items is the score of the mean item

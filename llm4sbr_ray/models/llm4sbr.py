@@ -25,6 +25,7 @@ from llm4sbr_ray.models.base import Backbone, Intents, Recommender, SessionBatch
 from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax
 from llm4sbr_ray.models.fusion import Fused, build_fusion
 from llm4sbr_ray.models.predictor import IntentPredictor, predictor_loss
+from llm4sbr_ray.models.row_shards import RowShards
 from llm4sbr_ray.models.text_space import start_from_text
 
 
@@ -48,6 +49,7 @@ class LLM4SBR(Recommender):
     """
 
     item_text_VE: Tensor
+    text_shards: RowShards | None = None  # where `item_text_VE` is this worker's rows of the table alone
 
     def __init__(
         self,
@@ -77,9 +79,12 @@ class LLM4SBR(Recommender):
     def text_intents(self, intents: Intents) -> Tensor:
         """z_BPD = T h_p + b of the LLM's localised answers; for an ungrounded one (weights 0) it is b."""
         B, P, R = intents.item_BPR.shape
+        item_NR, table = intents.item_BPR.reshape(B * P, R), self.item_text_VE
+        if self.text_shards is not None:
+            table, item_NR = self.text_shards.fetch(table, item_NR)
         h_BPE = F.embedding_bag(
-            intents.item_BPR.reshape(B * P, R),
-            self.item_text_VE,
+            item_NR,
+            table,
             mode="sum",
             per_sample_weights=intents.weight_BPR.reshape(B * P, R).to(self.item_text_VE),
         ).view(B, P, -1)

@@ -20,13 +20,17 @@ from torch import nn
 from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Run, Stage, Store
 from llm4sbr_ray.errors import StorageError
+from llm4sbr_ray.models.base import Recommender
 from llm4sbr_ray.training.batches import Samples
-from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, from_bytes, to_bytes
+from llm4sbr_ray.training.checkpoint import Checkpoint
 from llm4sbr_ray.training.inputs import Source, require_samples, source
+from llm4sbr_ray.training.load import count_items
 from llm4sbr_ray.training.loop import NON_FINITE, NonFiniteLossError, train_model
 from llm4sbr_ray.training.mapped import map_samples
 from llm4sbr_ray.training.progress import epoch_line
 from llm4sbr_ray.training.relay import Relay
+from llm4sbr_ray.training.row_checkpoint import read_checkpoint, write_checkpoint
+from llm4sbr_ray.training.shards import keep_apart, own_rows, require_shardable, shard_items
 from llm4sbr_ray.training.start import starting_model
 
 RAY_TRAIN_FOLDER = "ray-train"  # beside the stage's outputs: gone when the stage is committed
@@ -66,6 +70,8 @@ def train_on_workers(
     resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     timeout = run.config.perspectives.schedule_timeout_s
     fewest = config.min_workers or config.workers
+    if config.shard_items:
+        require_shardable(model, count_items(run), config.workers)
     cluster.require([resources] * fewest, f"{fewest} training workers", timeout)
 
     train, valid = source(run, model, "train"), source(run, model, "valid")
@@ -160,18 +166,21 @@ def _work(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     train, valid = _drain("train", task.train).to(device), _drain("valid", task.valid).to(device)
     torch.manual_seed(task.seed)
-    model = starting_model(task.run, task.model).to(device)
+    model = starting_model(task.run, task.model)
+    sharded = task.run.config.train.shard_items
+    if sharded:
+        shard_items(model)
+    model = model.to(device)
 
     def report(checkpoint: Checkpoint) -> None:
         counters = checkpoint.counters
         record = {**counters.history[-1], "best_score": counters.best_score}
-        if context.get_world_rank() > 0:
-            ray.train.report(record)
-            return
+        number = context.get_world_rank()
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, CHECKPOINT_FILE).write_bytes(to_bytes(checkpoint))
-            ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        task.progress.put(epoch_line(task.stage, checkpoint.counters))
+            wrote = write_checkpoint(checkpoint, Path(folder), number, sharded)
+            ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder) if wrote else None)
+        if number == 0:
+            task.progress.put(epoch_line(task.stage, checkpoint.counters))
 
     try:
         train_model(
@@ -180,7 +189,7 @@ def _work(config: dict[str, Any]) -> str | None:
             valid,
             task.run.config.train,
             task.seed,
-            resume=_last_checkpoint(),
+            resume=_last_checkpoint(model),
             wrap=_distributed,
             on_epoch=report,
         )
@@ -199,17 +208,18 @@ def _drain(split: str, source: Source) -> Samples:
     return map_samples(source.samples(table) for table in blocks)
 
 
-def _last_checkpoint() -> Checkpoint | None:
+def _last_checkpoint(model: Recommender) -> Checkpoint | None:
     last = ray.train.get_checkpoint()
-    return None if last is None else _read(last)
+    return None if last is None else _read(last, own_rows(model))
 
 
-def _read(checkpoint: ray.train.Checkpoint) -> Checkpoint:
+def _read(checkpoint: ray.train.Checkpoint, own: slice | None = None) -> Checkpoint:
     with checkpoint.as_directory() as folder:
-        return from_bytes(Path(folder, CHECKPOINT_FILE).read_bytes())
+        return read_checkpoint(Path(folder), own)
 
 
 def _distributed(module: nn.Module) -> nn.Module:
+    keep_apart(module)
     # Buffers are constants, the text table among them: sending them in every step would cost more than it.
     wrapped: nn.Module = ray.train.torch.prepare_model(
         module, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}

@@ -11,6 +11,7 @@ from llm4sbr_ray.models.catalogue_loss import GBCE, CatalogueLoss, FullSoftmax, 
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.negatives import NegativeSampler
 from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.models.row_shards import ShardedEmbedding
 from llm4sbr_ray.training.workers import can_reduce_rows
 
 POPULARITY_POWER = 0.75  # flattens counts, as in word2vec (Mikolov et al., NIPS 2013)
@@ -46,7 +47,8 @@ def set_loss(model: LLM4SBR | PlainRecommender, config: TrainConfig, n_items: in
         )
     model.ranking_loss = loss.to(target_N.device)
     backbone = model.backbone
-    backbone.item_embedding.sparse = loss.samples_items and backbone.ranks_with_embedding and can_reduce_rows()
+    rows_can_be_reduced = isinstance(backbone.item_embedding, ShardedEmbedding) or can_reduce_rows()
+    backbone.item_embedding.sparse = loss.samples_items and backbone.ranks_with_embedding and rows_can_be_reduced
 
 
 def _loss(config: TrainConfig, n_items: int, target_N: Tensor) -> CatalogueLoss:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from llm4sbr_ray.config import TrainConfig
+from llm4sbr_ray.models.row_shards import ShardedEmbedding
 from llm4sbr_ray.training.checkpoint import Tensors, optimizer_tensors, restore_optimizer
+from llm4sbr_ray.training.workers import sum_over_workers
 
 
 class AdamOfBoth:
@@ -19,6 +21,7 @@ class AdamOfBoth:
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self._model, self._config = model, config
         self._tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
+        self._apart = [part.weight for part in model.modules() if isinstance(part, ShardedEmbedding)]
         dense = [value for value in model.parameters() if not any(value is table for table in self._tables)]
         rate = config.learning_rate
         self._parts: list[torch.optim.Optimizer] = [
@@ -37,10 +40,16 @@ class AdamOfBoth:
         for table in self._tables:
             assert table.grad is not None
             table.grad = table.grad.coalesce()  # rows that occur several times are added up
-        gradients = [value.grad for value in self._model.parameters() if value.grad is not None]
-        values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
-        norm = nn.utils.get_total_norm(values)
-        torch._foreach_mul_(values, (self._config.clip_norm / (norm + 1e-6)).clamp_max(1))
+        alike: list[Tensor] = []
+        apart: list[Tensor] = []
+        for value in self._model.parameters():
+            if value.grad is not None:
+                gradient = value.grad._values() if value.grad.is_sparse else value.grad
+                (apart if any(value is table for table in self._apart) else alike).append(gradient)
+        norm = nn.utils.get_total_norm(alike)
+        if apart:  # rows that other workers don't have: the norm is over those of all, the same on every worker
+            norm = (norm**2 + sum_over_workers(nn.utils.get_total_norm(apart) ** 2)).sqrt()
+        torch._foreach_mul_(alike + apart, (self._config.clip_norm / (norm + 1e-6)).clamp_max(1))
         return norm
 
     @torch.no_grad()

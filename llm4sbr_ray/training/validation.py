@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm4sbr_ray.models.base import Recommender, SessionBatch
+from llm4sbr_ray.models.base import Recommender, SessionBatch, SessionVectors
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
+from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.models.ranking import metric_sums, target_ranks
+from llm4sbr_ray.models.row_shards import ShardedEmbedding
+from llm4sbr_ray.models.sharded_softmax import sharded_ranks
 from llm4sbr_ray.training.batches import Samples
-from llm4sbr_ray.training.workers import own_share, sum_over_workers
+from llm4sbr_ray.training.workers import own_share, sum_over_workers, world_size
 
 K = 20
 MAX_SCORES = 1 << 26  # of one batch: 256 MB in float32, however large the catalogue
@@ -31,17 +34,16 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
     batch_size = max(1, min(batch_size, MAX_SCORES // samples.n_items))
     sums: dict[str, Tensor] = {}
     device = samples.target_N.device
-    own_N = own_share(torch.arange(len(samples), device=device))
-    for rows_B in own_N.split(batch_size) if len(own_N) else ():  # a worker may have none
-        batch, target_B = samples.batch(rows_B)
-        for way, scores_BV in _scores(model, batch).items():
-            for metric, value in metric_sums(target_ranks(scores_BV, target_B), (K,)).items():
+    for rows_N in torch.arange(len(samples), device=device).split(batch_size * world_size()):
+        rows_B = own_share(rows_N)
+        own = len(rows_B)  # a worker may have none
+        batch, target_B = samples.batch(rows_B if own else rows_N[:1])
+        for way, rank_B in _ranks(model, batch, target_B).items():
+            for metric, value in metric_sums(rank_B[:own], (K,)).items():
                 name = f"valid_{way}{metric}"
                 sums[name] = sums[name] + value if name in sums else value
-    names = [f"valid_{way}{metric}@{K}" for way in _ways(model, samples) for metric in ("recall", "mrr", "ndcg")]
-    zero = torch.zeros((), dtype=torch.float64, device=device)
-    total = sum_over_workers(torch.stack([*(sums.get(name, zero) for name in names), zero + len(own_N)]))
-    return {name: float(value / total[-1]) for name, value in zip(names, total, strict=False)}
+    total = sum_over_workers(torch.stack(list(sums.values())))
+    return {name: float(value / len(samples)) for name, value in zip(sums, total, strict=True)}
 
 
 def valid_score(metrics: dict[str, Any], metric: str) -> float:
@@ -51,13 +53,24 @@ def valid_score(metrics: dict[str, Any], metric: str) -> float:
     return float(sum(scores) / len(scores))
 
 
-def _ways(model: Recommender, samples: Samples) -> tuple[str, ...]:
-    return ("", "llm_free_") if isinstance(model, LLM4SBR) and samples.intents is not None else ("",)
+def _ranks(model: Recommender, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
+    """Ranks of the targets; of LLM4SBR with intents also LLM-free."""
+    if not isinstance(model, LLM4SBR | PlainRecommender):
+        return {"": target_ranks(model.score(batch), target_B)}
+    table = model.backbone.item_embedding
+    vectors = _session_vectors(model, batch)
+    if isinstance(table, ShardedEmbedding):
+        return {way: sharded_ranks(session_BD, table, target_B) for way, session_BD in vectors.items()}
+    item_VD = model.backbone.item_vectors()
+    return {way: target_ranks(session_BD @ item_VD.T, target_B) for way, session_BD in vectors.items()}
 
 
-def _scores(model: Recommender, batch: SessionBatch) -> dict[str, Tensor]:
-    if not isinstance(model, LLM4SBR) or batch.intents is None:
-        return {"": model.score(batch)}
-    vectors = model.encode(batch.items_BL, batch.length_B)  # once for both ways
-    intents_BPD = {"": model.intent_vectors(vectors, batch.intents), "llm_free_": model.predict(vectors)}
-    return {way: model.rank_scores(model.fuse(vectors, z).session_BD) for way, z in intents_BPD.items()}
+def _session_vectors(model: LLM4SBR | PlainRecommender, batch: SessionBatch) -> dict[str, Tensor]:
+    """What each way of a model ranks with, B x D."""
+    vectors: SessionVectors = model.backbone(batch.items_BL, batch.length_B)
+    if isinstance(model, PlainRecommender):
+        return {"": vectors.session_BD}
+    intents_BPD = {"": model.intent_vectors(vectors, batch.intents)}
+    if batch.intents is not None:
+        intents_BPD["llm_free_"] = model.predict(vectors)
+    return {way: model.fuse(vectors, z_BPD).session_BD for way, z_BPD in intents_BPD.items()}

@@ -82,8 +82,8 @@ def test_two_workers_learn_from_all_samples(unbroken: Run) -> None:
     assert not Path(unbroken.path(".partial")).exists() or not list(Path(unbroken.path(".partial")).iterdir())
 
 
-def test_a_killed_worker_is_replaced(unbroken: Run, tmp_path: Path) -> None:
-    run = planted_run(config_in(tmp_path), SESSIONS)
+def train_while_a_worker_dies(run: Run) -> None:
+    """One is killed when the first checkpoint is there."""
     killed: list[int] = []
     stop = threading.Event()
 
@@ -103,7 +103,25 @@ def test_a_killed_worker_is_replaced(unbroken: Run, tmp_path: Path) -> None:
     stop.set()
     killer.join()
     assert killed
+
+
+def test_a_killed_worker_is_replaced(unbroken: Run, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path), SESSIONS)
+    train_while_a_worker_dies(run)
     assert_same_model(run, unbroken)
+
+
+def test_workers_with_a_part_of_the_items_each_go_on_from_their_parts(unbroken: Run, tmp_path: Path) -> None:
+    run = planted_run(config_in(tmp_path, shard_items=True), SESSIONS)
+    train_while_a_worker_dies(run)
+    ours, theirs = (r.read_json(FOLDER, "history.json") for r in (run, unbroken))
+    assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-3)  # rounding, for 5 epochs
+    weights = load(run.read_bytes(FOLDER, "model.safetensors"))
+    assert weights["backbone.item_embedding.weight"].shape == (N_ITEMS + 1, run.config.model.width)
+    best = max(ours, key=lambda record: record["valid_score"])
+    valid = read_samples(run, source(run, MODEL, "valid"))
+    for metric, value in validate(load_model(run, MODEL, 0), valid, 64).items():  # of the whole table, put together
+        assert value == pytest.approx(best[metric], rel=1e-3), metric
 
 
 def train_while_a_node_dies(cluster: Cluster, run: Run, replaced: bool) -> None:
