@@ -6,6 +6,9 @@ The run has to be done up to what the model reads (jobs/ingest.py; of a "+llm4sb
 workers trains anew, outside the run, with the run's settings but for the epochs. The first epoch is left out of the
 rate. Batches are the same for any number of workers: the metric differs by dropout and rounding alone. Workers on one
 machine share its cores: there the figures show what the distribution costs, not what it gains.
+
+`input` is Ray Data's part: each worker takes all train rows from it once, block by block, before its first step; what a
+batch costs after that is in benchmarks/training.py. Its share is of one worker's steps of all epochs.
 """
 
 from __future__ import annotations
@@ -22,8 +25,11 @@ from typing import Any
 
 from llm4sbr_ray.artifacts import Run, Stage, Store
 from llm4sbr_ray.cli import main as run_main
-from llm4sbr_ray.training.group import train_on_workers
+from llm4sbr_ray.training.group import drain, read_rows, train_on_workers
+from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.trainer import train_here
+
+TRIES = 3
 
 
 def measure(run: Run, model: str, workers: int, epochs: int, precision: str) -> dict[str, Any]:
@@ -45,8 +51,16 @@ def measure(run: Run, model: str, workers: int, epochs: int, precision: str) -> 
     }
 
 
+def measure_input(run: Run, model: str) -> float:
+    """Seconds that a worker needs for the train samples, from Parquet to what batches are made of."""
+    rows_from = source(run, model, "train")
+    began = time.perf_counter()
+    drain(read_rows(run, rows_from), rows_from)
+    return time.perf_counter() - began
+
+
 def benchmark(own: argparse.Namespace, run: Run) -> None:
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for workers in own.workers:
         rows[f"{workers}_workers"] = measure(run, own.model, workers, own.epochs, own.precision)
     alone = next(iter(rows.values()))["samples_per_second"]
@@ -56,8 +70,15 @@ def benchmark(own: argparse.Namespace, run: Run) -> None:
         row["of_the_first"] = round(row["samples_per_second"] / alone, 2)
         print(f"{name:12}{row['samples_per_second']:>11,}{row['of_the_first']:>14}{row['loss']:>10.4f}", end="")
         print(f"{row['valid_recall@20']:>11.4f}{row['start_and_end_s']:>18}")
+    seconds = min(measure_input(run, own.model) for _ in range(TRIES))
+    samples = len(read_samples(run, source(run, own.model, "train")))
+    share = seconds / (seconds + samples * run.config.train.epochs / alone)
+    print(
+        f"input: {samples:,} samples in {seconds:.2f} s, {share:.1%} of a training of {run.config.train.epochs} epochs"
+    )
     if own.json:
         figures = {f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()}
+        figures |= {"input_s": round(seconds, 2), "input_share": round(share, 4)}
         own.json.write_text(json.dumps({"figures": figures, "model": own.model}, indent=1) + "\n")
 
 

@@ -75,7 +75,7 @@ def train_on_workers(
     cluster.require([resources] * fewest, f"{fewest} training workers", timeout)
 
     train, valid = source(run, model, "train"), source(run, model, "valid")
-    train_rows, valid_rows = (_rows(run, each) for each in (train, valid))
+    train_rows, valid_rows = (read_rows(run, each) for each in (train, valid))
     require_samples(train_rows.count(), valid_rows.count())
     ordered = ray.train.DataConfig.default_ingest_options()
     ordered.preserve_order = True
@@ -134,7 +134,7 @@ def _name(model: str, seed: int) -> str:
     return f"{model}-seed-{seed}"
 
 
-def _rows(run: Run, source: Source) -> ray.data.Dataset:
+def read_rows(run: Run, source: Source) -> ray.data.Dataset:
     """The rows of a split in the order of the files.
 
     They are read before the workers start, so that reading and training never wait for each other's CPUs; what the
@@ -164,7 +164,8 @@ def _work(config: dict[str, Any]) -> str | None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device()
-    train, valid = _drain("train", task.train).to(device), _drain("valid", task.valid).to(device)
+    train = drain(ray.train.get_dataset_shard("train"), task.train).to(device)
+    valid = drain(ray.train.get_dataset_shard("valid"), task.valid).to(device)
     torch.manual_seed(task.seed)
     model = starting_model(task.run, task.model)
     sharded = task.run.config.train.shard_items
@@ -200,11 +201,9 @@ def _work(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _drain(split: str, source: Source) -> Samples:
+def drain(rows: ray.data.Dataset | ray.data.DataIterator, source: Source) -> Samples:
     """All samples of a split, block by block: the next one is fetched while this one is written."""
-    blocks = ray.train.get_dataset_shard(split).iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=1
-    )
+    blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     return map_samples(source.samples(table) for table in blocks)
 
 
