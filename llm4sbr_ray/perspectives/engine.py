@@ -111,7 +111,9 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        answered = build_processor(processor_config(model, config))(prompts).map_batches(
+        # Ray's own last step with the CPUs of ours, which makes them one task.
+        processor = build_processor(processor_config(model, config), postprocess_map_kwargs={"num_cpus": HELPER_CPUS})
+        answered = processor(prompts).map_batches(
             extract,
             fn_kwargs={"constrained": constrained},
             batch_format="pandas",
@@ -181,13 +183,18 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
     if "://" in model and "AWS_ENDPOINT_URL" in os.environ:  # Ray, which copies the model, knows another name of it
         os.environ.setdefault("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
         environment["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL_S3"]
+    engine_kwargs |= engine.engine_kwargs
     return vLLMEngineProcessorConfig(
         # Ray copies a model from a bucket to the node, with pyarrow rather than boto3 if its URI begins so.
         model_source=f"pyarrow-{model}" if "://" in model else model,
-        engine_kwargs=engine_kwargs | engine.engine_kwargs,
+        engine_kwargs=engine_kwargs,
         concurrency=engine.actors if engine.actors[0] < engine.actors[1] else engine.actors[1],
         batch_size=engine.batch_size,
         max_concurrent_batches=engine.max_concurrent_batches,
+        # All rows of these batches wait within vLLM, so that another is there for each that ends.
+        max_pending_requests=engine.batch_size * engine.max_concurrent_batches,
+        # Ray's own default turns vLLM's statistics on again: a dozen histograms, each updated for every row.
+        log_engine_metrics=not engine_kwargs["disable_log_stats"],
         should_continue_on_error=True,
         chat_template_stage=False,
         tokenize_stage=False,
@@ -203,6 +210,7 @@ class Tokenise:
     def __init__(self, model: str, catalogue: str, config: Perspectives) -> None:
         from transformers import AutoTokenizer
 
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a batch would take all cores, which are the engine's
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer = AutoTokenizer.from_pretrained(local_model(model, folder, weights=False))
         self.config = config
@@ -212,7 +220,6 @@ class Tokenise:
             name: [neutralise(line, control) for line in question.lines] for name, question in self.questions.items()
         }
         self.params = {name: _sampling_params(question, config) for name, question in self.questions.items()}
-
         self._lengths: dict[tuple[str, int], int] = {}
 
     def offer(self, view: str, candidates: Sequence[int]) -> list[str]:
@@ -220,7 +227,7 @@ class Tokenise:
 
         One that holds a control token is left out: it could not be written as it stands.
         """
-        room = (self.config.engine.max_model_len - self.params[view]["max_tokens"]) // 2
+        room = self._room(view) // 2
         offered: list[str] = []
         for item in candidates:
             title = self.questions[view].lines[item]
@@ -237,31 +244,49 @@ class Tokenise:
 
     def tokens(self, view: str, items: Sequence[int], offered: Sequence[str] = ()) -> tuple[list[int], bool]:
         """Token ids of one prompt, with as many of the last items as the engine's context takes; whether not all."""
-        question = self.questions[view]
-        budget = self.config.engine.max_model_len - self.params[view]["max_tokens"]
-        shown = [self.lines[view][item] for item in items]
-        while True:
-            ids = self.tokenizer.apply_chat_template(
-                messages(question.view, shown, question.choices, offered),
-                add_generation_prompt=True,
-                return_dict=False,
-                **self.config.chat_template_kwargs,
+        (found,) = self.batch_tokens([(view, items, offered)])
+        return found
+
+    def batch_tokens(self, rows: Sequence[tuple[str, Sequence[int], Sequence[str]]]) -> list[tuple[list[int], bool]]:
+        """`tokens` of (view, items, offered) each: one call of the tokenizer, and one more while some are too long."""
+        tokens: list[list[int]] = [[] for _ in rows]
+        left_out = [0] * len(rows)
+        pending = list(range(len(rows)))
+        while pending:
+            chats = [self._chat(*rows[row], left_out[row]) for row in pending]
+            found = self.tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, return_dict=False, **self.config.chat_template_kwargs
             )
-            if len(ids) <= budget or len(shown) == 1:
-                return list(ids), len(shown) < len(items)
-            shown = shown[1:]
+            too_long = []
+            for row, ids in zip(pending, found, strict=True):
+                view, items, _ = rows[row]
+                tokens[row] = ids
+                if len(ids) > self._room(view) and left_out[row] < len(items) - 1:
+                    left_out[row] += 1
+                    too_long.append(row)
+            pending = too_long
+        return [(ids, number > 0) for ids, number in zip(tokens, left_out, strict=True)]
+
+    def _chat(self, view: str, items: Sequence[int], offered: Sequence[str], left_out: int) -> list[dict[str, str]]:
+        question = self.questions[view]
+        shown = [self.lines[view][item] for item in items[left_out:]]
+        return messages(question.view, shown, question.choices, offered)
+
+    def _room(self, view: str) -> int:
+        """Tokens that the engine's context has for a prompt."""
+        return self.config.engine.max_model_len - int(self.params[view]["max_tokens"])
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         views: list[Any] = batch["view"].to_pylist()
         items: list[Any] = batch["items"].to_pylist()
         candidates: list[Any] = batch["candidates"].to_pylist()
         offered = [found and self.offer(view, found) for view, found in zip(views, candidates, strict=True)]
-        rows = list(zip(views, items, offered, strict=True))
-        tokens, cut = zip(*(self.tokens(view, shown, titles or ()) for view, shown, titles in rows), strict=True)
+        rows = [(view, shown, titles or ()) for view, shown, titles in zip(views, items, offered, strict=True)]
+        tokens, cut = zip(*self.batch_tokens(rows), strict=True)
         fewer = [bool(found) and len(titles) < len(found) for found, titles in zip(candidates, offered, strict=True)]
         shortened = [first or last for first, last in zip(cut, fewer, strict=True)]
         sampling = [
-            self.params[view] | {"structured_outputs": self.questions[view].structured(titles or ())}
+            self.params[view] | {"structured_outputs": self.questions[view].structured(titles)}
             for view, _, titles in rows
         ]
         answers = batch.select(["prompt_key", "view"])
