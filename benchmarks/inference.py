@@ -11,9 +11,9 @@ another one:
 
 The engine's start is left out on both sides: plain is timed within its process, the stage from the first prompt that
 its engine takes to the last file that it writes. Plain runs as a Ray actor, so that it has the environment and the CPU
-threads of the stage's engine. Prefix caches are empty at the start of every pass. Hit rates are vLLM's own counters
-(cached tokens over prompt tokens), of the stage as Ray exports them. A side counts with its fastest turn: others on the
-machine only slow one.
+threads of the stage's engine. Prefix caches are empty at the start of every pass. A side counts with its fastest turn:
+others on the machine only slow one. Hit rates are vLLM's own counters (cached tokens over prompt tokens), of the stage
+as Ray exports them; each side has a further pass for them, which is not timed, as counting takes a part of the time.
 
 The samples and, without `perspectives.model`, the pocket LM come from a run named benchmark-inference, made if need be.
 Perspectives whose answers are held to candidates are left out. The figures go into docs/results.md by
@@ -76,40 +76,28 @@ def benchmark(own: argparse.Namespace, run: Run) -> None:
     config = config.model_copy(update={"views": views})
     ingest(run)
     model, identity, _ = language_model(run)
-    # vLLM's counters and times of requests; on both sides.
-    config = config.model_copy(
-        update={
-            "engine": config.engine.model_copy(
-                update={"engine_kwargs": config.engine.engine_kwargs | {"disable_log_stats": False}}
-            )
-        }
-    )
     aside = run.below(".benchmark")
     aside.delete("")
     render(run.below("data"), aside.below("prompts"), identity, config)
     prompts, questions, distinct = choose_prompts(aside, own.prompts)
     print(f"{questions:,} questions, {distinct:,} distinct prompts; {len(prompts):,} are asked of {model}", flush=True)
-    settings = engine.processor_config(model, config)
-    engine_kwargs = {name: value for name, value in settings.engine_kwargs.items() if name != "task_type"}  # Ray's own
-    plain = Plain.options(  # type: ignore[attr-defined]  # a Ray actor
-        num_cpus=config.engine.cpus_per_actor,
-        num_gpus=int(engine.uses_gpu(config.engine)),
-        runtime_env=settings.runtime_env,
-    ).remote(model, engine_kwargs, run.below("data").uri(), config)
-    rows = {"plain": prompts, "shuffled": shuffle(prompts)}
+    catalogue = run.below("data").uri()
+    rows = {"plain": prompts, "stage": prompts, "shuffled": shuffle(prompts)}
+    hit_rates = count_hits(aside, rows, model, catalogue, config)
+    plain = start_plain(model, catalogue, config)
     passes: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     answers: dict[str, dict[str, str]] = {}
     for turn in range(own.turns):
         for place in range(len(SIDES)):
             side = SIDES[(place + turn) % len(SIDES)]
             if side == "stage":
-                figures, answers[side] = stage_pass(aside, prompts, model, run.below("data").uri(), config)
+                figures, answers[side] = stage_pass(aside, prompts, model, catalogue, config)
                 time.sleep(SETTLE_S)
             else:
                 figures, answers[side] = ray.get(plain.generate.remote(rows[side]))
             passes[side].append(figures)
             print(f"turn {turn + 1}: {side}: {figures['rows_per_second']:,.1f} rows/s", flush=True)
-    report(own, config, passes, answers, questions, distinct)
+    report(own, config, passes, hit_rates, answers, questions, distinct)
     aside.delete("")
 
 
@@ -129,6 +117,31 @@ def choose_prompts(aside: Store, n: int) -> tuple[pa.Table, int, int]:
 
 def shuffle(prompts: pa.Table) -> pa.Table:
     return prompts.take(pa.array(np.random.default_rng(0).permutation(len(prompts))))
+
+
+def count_hits(
+    aside: Store, rows: dict[str, pa.Table], model: str, catalogue: str, config: Perspectives
+) -> dict[str, float]:
+    """The hit rate of each side's prefix cache, from engines that keep statistics."""
+    kwargs = config.engine.engine_kwargs | {"disable_log_stats": False}
+    counting = config.model_copy(update={"engine": config.engine.model_copy(update={"engine_kwargs": kwargs})})
+    with Counters() as counters:
+        stage_pass(aside, rows["stage"], model, catalogue, counting)
+    plain = start_plain(model, catalogue, counting)
+    found = {side: ray.get(plain.hit_rate.remote(rows[side])) for side in ("plain", "shuffled")}
+    ray.kill(plain)
+    time.sleep(SETTLE_S)
+    return found | {"stage": counters.hit_rate()}
+
+
+def start_plain(model: str, catalogue: str, config: Perspectives) -> Any:
+    settings = engine.processor_config(model, config)
+    engine_kwargs = {name: value for name, value in settings.engine_kwargs.items() if name != "task_type"}  # Ray's own
+    return Plain.options(  # type: ignore[attr-defined]  # a Ray actor
+        num_cpus=config.engine.cpus_per_actor,
+        num_gpus=int(engine.uses_gpu(config.engine)),
+        runtime_env=settings.runtime_env,
+    ).remote(model, engine_kwargs, catalogue, config)
 
 
 @ray.remote
@@ -152,14 +165,19 @@ class Plain:
         tokens = [{"prompt_token_ids": self.tokenise.tokens(v, i)[0]} for v, i in zip(views, items, strict=True)]
         params = [self.params[view] for view in views]
         self.llm.reset_prefix_cache()
-        before, began = self.counters(), time.perf_counter()
+        began = time.perf_counter()
         outputs = self.llm.generate(tokens, params, use_tqdm=False)  # type: ignore[arg-type]  # dicts are prompts
         seconds = time.perf_counter() - began
-        after = self.counters()
         keys: list[Any] = prompts["prompt_key"].to_pylist()
         answers = {key: " ".join(out.outputs[0].text.split()) for key, out in zip(keys, outputs, strict=True)}
-        hit_rate = (after[HITS] - before[HITS]) / (after[QUERIES] - before[QUERIES])
-        return {"rows_per_second": len(prompts) / seconds, "seconds": seconds, "hit_rate": hit_rate}, answers
+        return {"rows_per_second": len(prompts) / seconds, "seconds": seconds}, answers
+
+    def hit_rate(self, prompts: pa.Table) -> float:
+        """Of an engine that keeps statistics."""
+        before = self.counters()
+        self.generate(prompts)
+        after = self.counters()
+        return (after[HITS] - before[HITS]) / (after[QUERIES] - before[QUERIES])
 
     def counters(self) -> dict[str, float]:
         """vLLM's counters of prompt tokens looked up in the prefix cache, and found there."""
@@ -177,15 +195,14 @@ def stage_pass(
     rows = config.engine.write_rows
     for number, start in enumerate(range(0, len(prompts), rows)):
         asked.write_table(prompts.slice(start, rows), f"part-{number:05d}.parquet")
-    with Counters() as counters:
-        engine.ask(asked, answers, done, model, catalogue, config)
+    engine.ask(asked, answers, done, model, catalogue, config)
     written = [info.mtime.timestamp() for info in answers.fs.get_file_info(answers.files(suffix=".parquet"))]
     table = answers.read_table("", columns=["prompt_key", "answer", "error", "answered_at", "engine_seconds"])
     if table["error"].null_count < len(table):
         raise SystemExit(f"errors in the stage: {table['error'].drop_null()[0]}")
     began = pc.min(pc.subtract(table["answered_at"], table["engine_seconds"])).as_py()
     seconds = max(written) - began
-    figures = {"rows_per_second": len(table) / seconds, "seconds": seconds, "hit_rate": counters.hit_rate()}
+    figures = {"rows_per_second": len(table) / seconds, "seconds": seconds}
     return figures, dict(zip(table["prompt_key"].to_pylist(), table["answer"].to_pylist(), strict=True))  # type: ignore[arg-type]
 
 
@@ -232,6 +249,7 @@ def report(
     own: argparse.Namespace,
     config: Perspectives,
     passes: dict[str, list[dict[str, float]]],
+    hit_rates: dict[str, float],
     answers: dict[str, dict[str, str]],
     questions: int,
     distinct: int,
@@ -241,13 +259,13 @@ def report(
     for side, figures in best.items():
         ratio = figures["rows_per_second"] / best["plain"]["rows_per_second"]
         turns = " ".join(f"{turn['rows_per_second']:.1f}" for turn in passes[side])
-        print(f"{side:10}{figures['rows_per_second']:10.1f}{ratio:10.3f}{figures['hit_rate']:10.1%}   {turns}")
+        print(f"{side:10}{figures['rows_per_second']:10.1f}{ratio:10.3f}{hit_rates[side]:10.1%}   {turns}")
     same = sum(answers["stage"][key] == answer for key, answer in answers["plain"].items()) / len(answers["plain"])
     rates = {side: figures["rows_per_second"] for side, figures in best.items()}
     figures = {
         "ratio_to_plain_vllm": round(rates["stage"] / rates["plain"], 3),
         "layout_gain": round(rates["plain"] / rates["shuffled"] - 1, 3),
-        **{f"hit_rate_{side}": round(best[side]["hit_rate"], 4) for side in SIDES},
+        **{f"hit_rate_{side}": round(hit_rates[side], 4) for side in SIDES},
         **{f"rows_per_second_{side}": round(rate, 1) for side, rate in rates.items()},
         "same_answers": round(same, 4),
         "prompts": len(answers["plain"]),
