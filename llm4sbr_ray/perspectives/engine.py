@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data.checkpoint import CheckpointConfig
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from ray.exceptions import ActorDiedError
 
@@ -29,6 +28,7 @@ from llm4sbr_ray.metrics import count_prompts
 from llm4sbr_ray.perspectives.model_files import local_model
 from llm4sbr_ray.perspectives.outputs import Question, questions
 from llm4sbr_ray.perspectives.prompts import candidate_line, control_tokens, messages, neutralise
+from llm4sbr_ray.perspectives.written import checkpoint
 
 HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
 _FIELDS: list[pa.Field[Any]] = [
@@ -94,12 +94,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
     found = questions(Store(catalogue), config)
     constrained = {name: replace(q, lines=[]) for name, q in found.items() if q.view.output != "text"}
     context = ray.data.DataContext.get_current()
-    context.checkpoint_config = CheckpointConfig(
-        id_column="prompt_key",
-        checkpoint_path=done.path(),
-        override_filesystem=done.fs,  # as everywhere: a small object is one request with ours, and three with Ray's
-        delete_checkpoint_on_success=False,
-    )
+    context.checkpoint_config = checkpoint(done)
     try:
         prompts = ray.data.read_parquet(
             asked.path(), filesystem=asked.fs, num_cpus=HELPER_CPUS, override_num_blocks=len(asked.files())

@@ -1,6 +1,5 @@
 """Prompts of a batch have the token ids that the chat template gives to each alone, shortened or not."""
 
-
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
