@@ -119,7 +119,8 @@ def start_plain(model: str, catalogue: str, config: Perspectives) -> Any:
     return Plain.options(  # type: ignore[attr-defined]  # a Ray actor
         num_cpus=config.engine.cpus_per_actor,
         num_gpus=int(engine.uses_gpu(config.engine)),
-        runtime_env=settings.runtime_env,
+        # In one process, which on a few cores is its fastest way: of two, one computes and the other spins.
+        runtime_env={"env_vars": settings.runtime_env["env_vars"] | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}},
     ).remote(model, engine_kwargs, catalogue, config)
 
 

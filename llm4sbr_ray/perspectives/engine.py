@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data.checkpoint import CheckpointConfig
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from ray.exceptions import ActorDiedError
 
@@ -29,6 +28,7 @@ from llm4sbr_ray.metrics import count_prompts
 from llm4sbr_ray.perspectives.model_files import local_model
 from llm4sbr_ray.perspectives.outputs import Question, questions
 from llm4sbr_ray.perspectives.prompts import candidate_line, control_tokens, messages, neutralise
+from llm4sbr_ray.perspectives.written import checkpoint
 
 HELPER_CPUS = 0.25  # of each stage around the engine: with one CPU each, a small cluster could not run them at once
 _FIELDS: list[pa.Field[Any]] = [
@@ -94,12 +94,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
     found = questions(Store(catalogue), config)
     constrained = {name: replace(q, lines=[]) for name, q in found.items() if q.view.output != "text"}
     context = ray.data.DataContext.get_current()
-    context.checkpoint_config = CheckpointConfig(
-        id_column="prompt_key",
-        checkpoint_path=done.path(),
-        override_filesystem=done.fs,  # as everywhere: a small object is one request with ours, and three with Ray's
-        delete_checkpoint_on_success=False,
-    )
+    context.checkpoint_config = checkpoint(done)
     try:
         prompts = ray.data.read_parquet(
             asked.path(), filesystem=asked.fs, num_cpus=HELPER_CPUS, override_num_blocks=len(asked.files())
@@ -111,7 +106,9 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        answered = build_processor(processor_config(model, config))(prompts).map_batches(
+        # Ray's own last step with the CPUs of ours, which makes them one task.
+        processor = build_processor(processor_config(model, config), postprocess_map_kwargs={"num_cpus": HELPER_CPUS})
+        answered = processor(prompts).map_batches(
             extract,
             fn_kwargs={"constrained": constrained},
             batch_format="pandas",
@@ -175,19 +172,22 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
             engine_kwargs["dtype"] = "float32"  # vLLM would take bfloat16, which most CPUs only emulate
         # The prefix cache holds whole blocks: of vLLM's 128 tokens on CPUs a short prompt shares hardly one.
         engine_kwargs["block_size"] = 32
-        # Keeps model and scheduler in one process. In two, each holds a core: one computes, the other spins.
-        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # Ray shares the cores; pinning all to one would starve it
     if "://" in model and "AWS_ENDPOINT_URL" in os.environ:  # Ray, which copies the model, knows another name of it
         os.environ.setdefault("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
         environment["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL_S3"]
+    engine_kwargs |= engine.engine_kwargs
     return vLLMEngineProcessorConfig(
         # Ray copies a model from a bucket to the node, with pyarrow rather than boto3 if its URI begins so.
         model_source=f"pyarrow-{model}" if "://" in model else model,
-        engine_kwargs=engine_kwargs | engine.engine_kwargs,
+        engine_kwargs=engine_kwargs,
         concurrency=engine.actors if engine.actors[0] < engine.actors[1] else engine.actors[1],
         batch_size=engine.batch_size,
         max_concurrent_batches=engine.max_concurrent_batches,
+        # All rows of these batches wait within vLLM, so that another is there for each that ends.
+        max_pending_requests=engine.batch_size * engine.max_concurrent_batches,
+        # Ray's own default turns vLLM's statistics on again: a dozen histograms, each updated for every row.
+        log_engine_metrics=not engine_kwargs["disable_log_stats"],
         should_continue_on_error=True,
         chat_template_stage=False,
         tokenize_stage=False,
@@ -203,6 +203,7 @@ class Tokenise:
     def __init__(self, model: str, catalogue: str, config: Perspectives) -> None:
         from transformers import AutoTokenizer
 
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a batch would take all cores, which are the engine's
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer = AutoTokenizer.from_pretrained(local_model(model, folder, weights=False))
         self.config = config
@@ -212,7 +213,6 @@ class Tokenise:
             name: [neutralise(line, control) for line in question.lines] for name, question in self.questions.items()
         }
         self.params = {name: _sampling_params(question, config) for name, question in self.questions.items()}
-
         self._lengths: dict[tuple[str, int], int] = {}
 
     def offer(self, view: str, candidates: Sequence[int]) -> list[str]:
@@ -220,7 +220,7 @@ class Tokenise:
 
         One that holds a control token is left out: it could not be written as it stands.
         """
-        room = (self.config.engine.max_model_len - self.params[view]["max_tokens"]) // 2
+        room = self._room(view) // 2
         offered: list[str] = []
         for item in candidates:
             title = self.questions[view].lines[item]
@@ -237,31 +237,49 @@ class Tokenise:
 
     def tokens(self, view: str, items: Sequence[int], offered: Sequence[str] = ()) -> tuple[list[int], bool]:
         """Token ids of one prompt, with as many of the last items as the engine's context takes; whether not all."""
-        question = self.questions[view]
-        budget = self.config.engine.max_model_len - self.params[view]["max_tokens"]
-        shown = [self.lines[view][item] for item in items]
-        while True:
-            ids = self.tokenizer.apply_chat_template(
-                messages(question.view, shown, question.choices, offered),
-                add_generation_prompt=True,
-                return_dict=False,
-                **self.config.chat_template_kwargs,
+        (found,) = self.batch_tokens([(view, items, offered)])
+        return found
+
+    def batch_tokens(self, rows: Sequence[tuple[str, Sequence[int], Sequence[str]]]) -> list[tuple[list[int], bool]]:
+        """`tokens` of (view, items, offered) each: one call of the tokenizer, and one more while some are too long."""
+        tokens: list[list[int]] = [[] for _ in rows]
+        left_out = [0] * len(rows)
+        pending = list(range(len(rows)))
+        while pending:
+            chats = [self._chat(*rows[row], left_out[row]) for row in pending]
+            found = self.tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, return_dict=False, **self.config.chat_template_kwargs
             )
-            if len(ids) <= budget or len(shown) == 1:
-                return list(ids), len(shown) < len(items)
-            shown = shown[1:]
+            too_long = []
+            for row, ids in zip(pending, found, strict=True):
+                view, items, _ = rows[row]
+                tokens[row] = ids
+                if len(ids) > self._room(view) and left_out[row] < len(items) - 1:
+                    left_out[row] += 1
+                    too_long.append(row)
+            pending = too_long
+        return [(ids, number > 0) for ids, number in zip(tokens, left_out, strict=True)]
+
+    def _chat(self, view: str, items: Sequence[int], offered: Sequence[str], left_out: int) -> list[dict[str, str]]:
+        question = self.questions[view]
+        shown = [self.lines[view][item] for item in items[left_out:]]
+        return messages(question.view, shown, question.choices, offered)
+
+    def _room(self, view: str) -> int:
+        """Tokens that the engine's context has for a prompt."""
+        return self.config.engine.max_model_len - int(self.params[view]["max_tokens"])
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         views: list[Any] = batch["view"].to_pylist()
         items: list[Any] = batch["items"].to_pylist()
         candidates: list[Any] = batch["candidates"].to_pylist()
         offered = [found and self.offer(view, found) for view, found in zip(views, candidates, strict=True)]
-        rows = list(zip(views, items, offered, strict=True))
-        tokens, cut = zip(*(self.tokens(view, shown, titles or ()) for view, shown, titles in rows), strict=True)
+        rows = [(view, shown, titles or ()) for view, shown, titles in zip(views, items, offered, strict=True)]
+        tokens, cut = zip(*self.batch_tokens(rows), strict=True)
         fewer = [bool(found) and len(titles) < len(found) for found, titles in zip(candidates, offered, strict=True)]
         shortened = [first or last for first, last in zip(cut, fewer, strict=True)]
         sampling = [
-            self.params[view] | {"structured_outputs": self.questions[view].structured(titles or ())}
+            self.params[view] | {"structured_outputs": self.questions[view].structured(titles)}
             for view, _, titles in rows
         ]
         answers = batch.select(["prompt_key", "view"])
