@@ -22,6 +22,11 @@ from llm4sbr_ray.config import load_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 NODE = {"num_cpus": 4, "object_store_memory": 150 * 2**20}
+# Few prompts at a time, which no answer depends on: so that there is work left to kill.
+SLOW = [
+    *("--perspectives.engine.max_num_seqs", "8"),
+    *("--perspectives.engine.batch_size", "32", "--perspectives.engine.max_concurrent_batches", "2"),
+]
 
 
 @pytest.fixture
@@ -41,8 +46,8 @@ def cluster(ray_cluster: None) -> Iterator[Cluster]:
 
 def start(storage: Path, cluster: Cluster) -> subprocess.Popen[bytes]:
     """`jobs/infer.py` as a user starts it."""
-    command = [sys.executable, "jobs/infer.py", *SMALL, "--storage", str(storage), "--cluster.address", cluster.address]
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    settings = [*SMALL, *SLOW, "--storage", str(storage), "--cluster.address", cluster.address]
+    return subprocess.Popen([sys.executable, "jobs/infer.py", *settings], cwd=ROOT, start_new_session=True)
 
 
 def engine_of(cluster: Cluster) -> tuple[Any, psutil.Process] | None:
