@@ -106,8 +106,6 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        # Ray's own last step must not have the CPUs of ours: as one task with extraction and writing, a resumed call wrote
-        # nothing before all was answered, and another kill would have cost all of it (tests/integration/test_kill.py).
         answered = build_processor(processor_config(model, config))(prompts).map_batches(
             extract,
             fn_kwargs={"constrained": constrained},

@@ -23,7 +23,7 @@ KEY = "prompt_key"
 
 def checkpoint(done: Store) -> CheckpointConfig:
     """Records the keys of written rows under `done`, and leaves out the rows whose key is there."""
-    return CheckpointConfig(
+    config = CheckpointConfig(
         id_column=KEY,
         checkpoint_path=done.path(),
         override_filesystem=done.fs,  # as everywhere: a small object is one request with ours, and three with Ray's
@@ -31,6 +31,10 @@ def checkpoint(done: Store) -> CheckpointConfig:
         checkpoint_manager_cls=NumberedKeys,
         checkpoint_filter_cls=NumberFilter,
     )
+    # Ray would start up to ten, each with a whole CPU: on a small cluster none is left for the tasks that write, and a
+    # resumed call writes nothing before all is answered. One knows far more rows than an engine answers.
+    config.checkpoint_actor_pool_max_size = 1
+    return config
 
 
 class NumberedKeys(IdColumnCheckpointManager):
