@@ -106,7 +106,9 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        answered = build_processor(processor_config(model, config))(prompts).map_batches(
+        # Ray's own last step with the CPUs of ours, which makes them one task.
+        processor = build_processor(processor_config(model, config), postprocess_map_kwargs={"num_cpus": HELPER_CPUS})
+        answered = processor(prompts).map_batches(
             extract,
             fn_kwargs={"constrained": constrained},
             batch_format="pandas",
