@@ -34,8 +34,10 @@ demo: install
 	$(BIN)/python jobs/pipeline.py --config configs/demo.yaml
 	$(BIN)/python jobs/ask.py --config configs/demo.yaml
 
+# First what needs no Ray, vLLM or browser, a file to a core; then the rest, which shares one cluster and one run.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not integration" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m integration
 
 lint: install
 	$(BIN)/ruff check .

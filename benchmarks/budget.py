@@ -5,7 +5,8 @@
 It reads the samples and intents of a run whose perspectives are done with every prompt asked (jobs/infer.py), and takes
 away what `perspectives.budget` would not have asked, by the stage's own choice of prompts: nothing is asked again. Each
 budget is then trained in this process with the run's settings, beside the plain backbone and the one that starts from
-the item texts. Figures are of validation, at the epoch that each would keep: test isn't touched.
+the item texts. Figures are of validation, at the epoch that each would keep: test isn't touched. Stopped, it goes on
+after the last row that stands in FILE, if backbone and settings are the same.
 
     kept        (score - plain) / (score with all answers - plain)
     answered    samples that have the answers of all perspectives: a prompt that many samples share is one call
@@ -19,6 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -47,6 +49,7 @@ from llm4sbr_ray.training.start import starting_model
 
 METRIC = "valid_recall@20"
 POLICIES = ("all", "uncertain", "one_per_session")
+Keep = Callable[[list[dict[str, Any]]], None]
 Chosen = dict[str, pa.Array]  # perspective -> keys of the samples that keep their answer
 
 
@@ -133,7 +136,10 @@ def rows_of(config: RunConfig, backbone: str, prompts: int, shares: list[float],
     return rows
 
 
-def measure(run: Run, backbone: str, shares: list[float], policies: list[str]) -> list[dict[str, Any]]:
+def measure(
+    run: Run, backbone: str, shares: list[float], policies: list[str], done: Mapping[str, Any], keep: Keep
+) -> list[dict[str, Any]]:
+    """The rows; those that are `done` (name -> row) are not trained again, and `keep` is told of each new one."""
     config = run.config.perspectives
     if not config.budget.asks_all() or any(view.level == "item" for view in config.views):
         raise UserError("perspectives: the run has to have asked every prompt, all of level session")
@@ -143,6 +149,10 @@ def measure(run: Run, backbone: str, shares: list[float], policies: list[str]) -
         rows = rows_of(run.config, backbone, write_prompts(run, prompts), shares, policies)
         task = progress.add_task("budgets", total=len(rows) * len(run.config.train.seeds))
         for row in rows:
+            if row.name in done:
+                found.append(done[row.name])
+                progress.advance(task, len(run.config.train.seeds))
+                continue
             chosen, calls, answered = kept_samples(run, prompts, row.budget or Budget())
             scores = []
             for seed in run.config.train.seeds:
@@ -152,6 +162,7 @@ def measure(run: Run, backbone: str, shares: list[float], policies: list[str]) -
             if not row.model.endswith(LLM4SBR_SUFFIX):
                 calls, answered = 0, 0.0
             found.append({"budget": row.name, "calls": calls, "answered": round(answered, 4), "per_seed": scores})
+            keep(found)
             print(f"[budget] {row.name}: {calls} calls, {METRIC} {scores}", file=sys.stderr, flush=True)
     plain, everything = (statistics.mean(found[i]["per_seed"]) for i in (0, 2))
     for each in found:
@@ -172,14 +183,21 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def benchmark(own: argparse.Namespace, run: Run) -> None:
-    rows = measure(run, own.backbone, own.shares, own.policies)
+    settings = {"backbone": own.backbone, "config": run.config.model_dump(mode="json")}
+    earlier = json.loads(own.json.read_text()) if own.json and own.json.exists() else {}
+    same = {name: earlier.get(name) for name in settings} == settings
+    done = {row["budget"]: row for row in earlier["rows"]} if same else {}
+
+    def keep(rows: list[dict[str, Any]], figures: Mapping[str, Any] | None = None) -> None:
+        if own.json:
+            content = {"figures": figures or {}, "rows": rows, **settings}
+            own.json.write_text(json.dumps(content, indent=1) + "\n")
+
+    rows = measure(run, own.backbone, own.shares, own.policies, done, keep)
     name = run.config.dataset or run.config.name
     show(rows, f"{own.backbone}+llm4sbr on {name}, validation, seeds {list(run.config.train.seeds)}")
-    if own.json:
-        kept = ("calls", "answered", METRIC, "kept")
-        figures = {f"budget_{row['budget'].replace(' ', '_')}_{key}": row[key] for row in rows for key in kept}
-        content = {"figures": figures, "rows": rows, "config": run.config.model_dump(mode="json")}
-        own.json.write_text(json.dumps(content, indent=1) + "\n")
+    kept = ("calls", "answered", METRIC, "kept")
+    keep(rows, {f"budget_{row['budget'].replace(' ', '_')}_{key}": row[key] for row in rows for key in kept})
 
 
 def main() -> int:
