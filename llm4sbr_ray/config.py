@@ -11,16 +11,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from llm4sbr_ray.errors import UserError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"  # what may name a run, a perspective or a model: safe in any path
+
+
+def _rising(bounds: tuple[int, int]) -> tuple[int, int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the least, {bounds[0]}, is more than the most, {bounds[1]}")
+    return bounds
+
+
+Bounds = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_rising)]  # of an autoscaling pool of actors
 
 
 class Section(BaseModel):
@@ -162,7 +180,7 @@ class Sampling(Section):
 class Engine(Section):
     """The pool of vLLM actors, shared by all perspectives."""
 
-    actors: tuple[int, int] = (1, 1)  # autoscaling bounds
+    actors: Bounds = (1, 1)
     device: Literal["auto", "gpu", "cpu"] = "auto"  # auto: GPUs where the cluster has any
     tensor_parallel_size: int = Field(default=1, ge=1)
     pipeline_parallel_size: int = Field(default=1, ge=1)
@@ -257,6 +275,8 @@ class Text(Section):
     """Text encoder and intent localisation."""
 
     model: str = "all-MiniLM-L6-v2"  # this one ships with the package; else any sentence-transformers name or path
+    actors: Bounds = (1, 1)  # of the encoder
+    device: Literal["auto", "gpu", "cpu"] = "auto"  # auto: a GPU for each actor where the cluster has any
     batch_size: int = Field(default=128, ge=1)
     columns: tuple[str, ...] = ()  # of the catalogue: their texts follow title and attributes, as a description does
     max_text_chars: int = Field(default=256, ge=8)

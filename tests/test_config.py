@@ -44,6 +44,12 @@ def test_the_environment_never_sets_a_value(tmp_path: Path, monkeypatch: pytest.
         ("name: a\ndata: {source: demo}", ["--train.epoch", "3"], "--train.epoch"),
         ("name: a\ndata: {source: tables}", [], "data.sessions is missing"),
         ("name: ../a\ndata: {source: demo}", [], "name"),
+        (
+            "name: a\ndata: {source: demo}",
+            ["--text.actors", "[4,2]"],
+            "text.actors: the least, 4, is more than the most, 2",
+        ),
+        ("name: a\ndata: {source: demo}", ["--perspectives.engine.actors", "[0,2]"], "perspectives.engine.actors.0"),
         ("- a", [], "a config is a mapping"),
         ("a: [", [], "not valid YAML"),
     ],

@@ -22,7 +22,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from ray.exceptions import ActorDiedError
 
 from llm4sbr_ray.artifacts import Store
-from llm4sbr_ray.config import Candidates, Engine, Perspectives
+from llm4sbr_ray.config import Candidates, Engine, Perspectives, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.metrics import count_prompts
 from llm4sbr_ray.perspectives.model_files import local_model
@@ -54,11 +54,11 @@ _SAMPLING: list[pa.Field[Any]] = [
 SAMPLING_TYPE = pa.struct(_SAMPLING)
 
 
-def uses_gpu(engine: Engine) -> bool:
-    """Whether the engine's actors go to GPUs: as configured, or where the cluster has any."""
-    if engine.device == "auto":
+def uses_gpu(config: Engine | Text) -> bool:
+    """Whether actors of the engine, or of the text encoder, go to GPUs: as configured, or where the cluster has any."""
+    if config.device == "auto":
         return bool(ray.cluster_resources().get("GPU", 0) > 0)
-    return engine.device == "gpu"
+    return config.device == "gpu"
 
 
 def actor_bundle(engine: Engine) -> dict[str, float]:
@@ -104,7 +104,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             batch_format="pyarrow",
             batch_size=engine.batch_size * 4,
             num_cpus=HELPER_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=1),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=engine.actors[1]),
         )
         # Ray's own last step with the CPUs of ours, which makes them one task.
         processor = build_processor(processor_config(model, config), postprocess_map_kwargs={"num_cpus": HELPER_CPUS})

@@ -13,7 +13,7 @@ from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import Candidates, Perspectives, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.perspectives import relational
-from llm4sbr_ray.perspectives.engine import HELPER_CPUS
+from llm4sbr_ray.perspectives.engine import HELPER_CPUS, uses_gpu
 from llm4sbr_ray.perspectives.item_level import embeddings, item_answers, list_column, write_intents
 from llm4sbr_ray.perspectives.localisation import FloatArray, localise
 from llm4sbr_ray.perspectives.outputs import readable, shown_titles
@@ -37,7 +37,13 @@ def encode_items(run: Run) -> bool:
 
 def _settings(text: Text) -> dict[str, Any]:
     """Without `columns` where there are none: what was encoded before there was this setting counts as done."""
-    return text.model_dump(exclude={"localisation"} | (set() if text.columns else {"columns"}))
+    return text.model_dump(exclude={"localisation", "actors", "device"} | (set() if text.columns else {"columns"}))
+
+
+def encoder_pool(text: Text) -> dict[str, Any]:
+    """How many actors of the text encoder there are and what each takes, as arguments of `map_batches`."""
+    pool = ray.data.ActorPoolStrategy(min_size=text.actors[0], max_size=text.actors[1])
+    return {"num_cpus": ENCODER_CPUS, "num_gpus": int(uses_gpu(text)), "compute": pool}
 
 
 def encode(texts: pa.Table, config: Text) -> pa.Table:
@@ -48,8 +54,7 @@ def encode(texts: pa.Table, config: Text) -> pa.Table:
         fn_constructor_args=(config,),
         batch_format="pyarrow",
         batch_size=1024,
-        num_cpus=ENCODER_CPUS,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        **encoder_pool(config),
     )
     return pa.concat_tables(encoded.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("item_idx")
 
@@ -139,8 +144,7 @@ def _body(stage: Stage) -> Facts:
             fn_constructor_args=(run.uri(), run.config.perspectives, text),
             batch_format="pyarrow",
             batch_size=1024,
-            num_cpus=ENCODER_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=1),
+            **encoder_pool(text),
         ).write_parquet(work.path("localised"), filesystem=work.fs, ray_remote_args={"num_cpus": HELPER_CPUS})
         database.register("localised", relational.dataset(work, "localised"))
     else:  # every prompt failed and max_error_rate allowed it
