@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from llm4sbr_ray.evaluation.breakdown import BREAKDOWN_METRICS
 from llm4sbr_ray.evaluation.comparisons import sentence
 from llm4sbr_ray.evaluation.metrics import METRICS
+from llm4sbr_ray.evaluation.page import page
 from llm4sbr_ray.evaluation.plots import Line, line_plot
 from llm4sbr_ray.evaluation.protocol import PROTOCOLS
 from llm4sbr_ray.evaluation.variants import LLM_FREE, LLM_FREE_LABEL
@@ -35,17 +34,10 @@ class ReportData:
 
 def render_report(data: ReportData) -> str:
     """The page as HTML. Titles and answers are other people's text: all is escaped but our own plots."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "duration": duration, "metric": metric_name}
     metrics = data.metrics
     labels = {name: model["label"] for name, model in metrics["models"].items()}
-    return environment.get_template("report.html").render(
+    template = page("report.html", percent=percent, number=number, duration=duration, metric=metric_name)
+    return template.render(
         data=data,
         m=metrics,
         labels=labels,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
@@ -14,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.evaluation.page import page
 from llm4sbr_ray.evaluation.plots import Line, line_plot, point_plot
 from llm4sbr_ray.evaluation.report import duration, metric_name, percent
 from llm4sbr_ray.training.tune import tune_folder
@@ -57,17 +56,10 @@ def print_search(details: dict[str, Any], console: Console) -> None:
 
 def render_search(details: dict[str, Any], dataset: str) -> str:
     """The page as HTML: one file, no script, nothing loaded from a network."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "duration": duration, "metric": metric_name, "shown": shown}
     ranked = _ranked(details)
     plots = [_history_plot(details), *([_epoch_plot(details, ranked)] if len(ranked[0]["history"]) > 1 else [])]
-    return environment.get_template("search.html").render(
+    template = page("search.html", percent=percent, duration=duration, metric=metric_name, shown=shown)
+    return template.render(
         d=details,
         dataset=dataset,
         trials=[*ranked, *(trial for trial in details["trials"] if trial["valid_score"] is None)],
