@@ -193,7 +193,8 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def ablate(run: Run, backbone: str, only: list[str], target: str | None) -> None:
     if backbone not in BACKBONES:
         raise UserError(f"--backbone: no backbone {backbone!r}; known are {', '.join(BACKBONES)}")
-    chosen = [v for v in variants(run.config) if not only or any(part in v.name for part in only)]
+    known = {v.name: v for v in variants(run.config)}
+    chosen = [v for v in known.values() if not only or any(v.name == o if o in known else o in v.name for o in only)]
     if not chosen:
         raise UserError(f"--only: no variant has {' or '.join(map(repr, only))} in its name")
     rows = measure(run, backbone, chosen)
@@ -208,7 +209,7 @@ def ablate(run: Run, backbone: str, only: list[str], target: str | None) -> None
 def main() -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--backbone", default="srgnn")
-    parser.add_argument("--only", action="append", default=[], help="part of a variant's name; may be repeated")
+    parser.add_argument("--only", action="append", default=[], help="a name, or a part of names; may be repeated")
     parser.add_argument("--json")
     own, rest = parser.parse_known_args()
     try:
