@@ -2,7 +2,7 @@
 
     python benchmarks/inference_scale.py [--json FILE] [--sizes 100000 1000000 10000000] [--storage FOLDER]
 
-No LLM answers here: a stand-in takes the place of the vLLM stage (`engine.build_processor`), gives every prompt the
+No LLM answers here: a stand-in takes the place of the vLLM stage (`engine.processor`), gives every prompt the
 same answer, and returns the columns that the real stage returns. All else is the product's own code, in its order:
 
     render      samples -> prompts
@@ -32,7 +32,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -94,7 +93,7 @@ def measure(n: int, storage: Path) -> dict[str, dict[str, float]]:
         write_samples(n, run)
         model = run.path("tokenizer")
         _train_tokenizer(shown_titles(data, config), config).save_pretrained(model)
-        engine.build_processor = stand_in
+        engine.processor = stand_in
         stage = Stage("perspectives", run, run.below("out"))
         work = stage.store.below("work")
         prompts, asked, answers, done = (work.below(name) for name in ("prompts", "asked", "answers", "done"))
@@ -150,12 +149,12 @@ def write_samples(n: int, run: Run) -> None:
         data.write_table(pa.table(columns, SAMPLES), "train", f"part-{start // FILE_ROWS:05d}.parquet")
 
 
-def stand_in(config: Any, **_: Any) -> Callable[[ray.data.Dataset], ray.data.Dataset]:
+def stand_in(_: str, config: Perspectives) -> Callable[[ray.data.Dataset], ray.data.Dataset]:
     """In place of the vLLM stage: as many actors, batches of the same size, the same columns."""
     return lambda prompts: prompts.map_batches(
         Answer,
         batch_format="pyarrow",
-        batch_size=config.batch_size,
+        batch_size=config.engine.batch_size,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=1),
     )

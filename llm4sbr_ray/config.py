@@ -185,6 +185,7 @@ class Engine(Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
     pipeline_parallel_size: int = Field(default=1, ge=1)
     cpus_per_actor: float = Field(default=1, gt=0)  # logical CPUs of one actor
+    max_restarts: int = Field(default=10, ge=0)  # of one actor whose engine or process dies, as it does out of memory
     batch_size: int = Field(default=128, ge=1)  # rows of one Ray Data batch: at most these are lost with an actor
     max_concurrent_batches: int = Field(default=4, ge=1)
     write_rows: int = Field(default=1024, ge=1)  # rows of one written block: the grain of resuming

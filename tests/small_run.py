@@ -11,3 +11,9 @@ SMALL = [
     *("--perspectives.engine.engine_kwargs", '{"enforce_eager": true}'),
     *("--train.epochs", "3", "--train.seeds", "0", "--evaluate.example_sessions", "2"),
 ]
+
+# Few prompts at a time, which no answer depends on: so that there is work left to kill.
+SLOW = [
+    *("--perspectives.engine.max_num_seqs", "8"),
+    *("--perspectives.engine.batch_size", "32", "--perspectives.engine.max_concurrent_batches", "2"),
+]

@@ -226,7 +226,7 @@ def _with_items(
 
 
 def _require_engine(config: Perspectives) -> None:
-    actors = max(1, config.engine.actors[0])
+    actors = config.engine.actors[0]
     size = config.engine.tensor_parallel_size * config.engine.pipeline_parallel_size
     bundles = [engine.actor_bundle(config.engine)] * size * actors
     helpers = {"CPU": 3 * engine.HELPER_CPUS}  # tokenise, read or extract, write

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+from ray.data.llm import Processor, build_processor, vLLMEngineProcessorConfig
 from ray.exceptions import ActorDiedError
 
 from llm4sbr_ray.artifacts import Store
@@ -87,7 +87,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
     Raises
     ------
     UserError
-        An actor did not start: the model cannot be loaded, or vLLM refuses a setting.
+        An actor did not start (the model cannot be loaded, or vLLM refuses a setting), or died again and again.
     """
     engine = config.engine
     refuse_unknown(engine)
@@ -106,9 +106,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             num_cpus=HELPER_CPUS,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=engine.actors[1]),
         )
-        # Ray's own last step with the CPUs of ours, which makes them one task.
-        processor = build_processor(processor_config(model, config), postprocess_map_kwargs={"num_cpus": HELPER_CPUS})
-        answered = processor(prompts).map_batches(
+        answered = processor(model, config)(prompts).map_batches(
             extract,
             fn_kwargs={"constrained": constrained},
             batch_format="pandas",
@@ -122,9 +120,7 @@ def ask(asked: Store, answers: Store, done: Store, model: str, catalogue: str, c
             min_rows_per_file=engine.write_rows,
         )
     except ActorDiedError as error:
-        if not error.actor_init_failed:
-            raise
-        raise not_started(error, model) from error
+        raise (not_started if error.actor_init_failed else died)(error, model) from error
     finally:
         context.checkpoint_config = None
 
@@ -147,6 +143,25 @@ def not_started(error: ActorDiedError, model: str) -> UserError:
         "names (is the model folder whole, does vLLM take engine_kwargs, is there memory?) and run again: what was "
         "answered is kept. Where the cause lies in a process of vLLM's own, --cluster.worker_logs true prints it"
     )
+
+
+def died(error: ActorDiedError, model: str) -> UserError:
+    """What to say where an actor has died more often than it may: each start of an engine costs minutes of a GPU."""
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"perspectives.model: an actor with {model!r} died more than perspectives.engine.max_restarts times. The last "
+        f"time: {reason}. If memory ran out, lower perspectives.engine.max_num_seqs, max_model_len or kv_cache_gib "
+        "(gpu_memory_utilization on a GPU), and run again: what was answered is kept"
+    )
+
+
+def processor(model: str, config: Perspectives) -> Processor:
+    """The vLLM stage between prompts and answers."""
+    # Ray's own last step with the CPUs of ours, which makes them one task.
+    built = build_processor(processor_config(model, config), postprocess_map_kwargs={"num_cpus": HELPER_CPUS})
+    # Ray would start an engine that dies of its settings or of a prompt for ever. Deaths by preemption are not counted.
+    built.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_restarts"] = config.engine.max_restarts
+    return built
 
 
 def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorConfig:

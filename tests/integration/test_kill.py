@@ -15,18 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
-from small_run import ROOT, SMALL
+from small_run import ROOT, SLOW, SMALL
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import load_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 NODE = {"num_cpus": 4, "object_store_memory": 150 * 2**20}
-# Few prompts at a time, which no answer depends on: so that there is work left to kill.
-SLOW = [
-    *("--perspectives.engine.max_num_seqs", "8"),
-    *("--perspectives.engine.batch_size", "32", "--perspectives.engine.max_concurrent_batches", "2"),
-]
 
 
 @pytest.fixture
