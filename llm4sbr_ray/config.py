@@ -258,8 +258,6 @@ class Perspectives(Section):
             raise ValueError("name at least one perspective")
         if len({view.name for view in views}) < len(views):
             raise ValueError("two perspectives have the same name")
-        if all(view.from_field is not None for view in views):
-            raise ValueError("at least one perspective has to ask the LLM: all of these have from_field")
         return views
 
     def asking(self, asks: bool = True) -> Perspectives:

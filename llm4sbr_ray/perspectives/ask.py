@@ -19,6 +19,7 @@ from llm4sbr_ray.perspectives.progress import Progress
 from llm4sbr_ray.perspectives.render import ITEMS, render, unique_prompts
 
 WORK = (".partial", "perspectives", "out", "work")  # where the body of the stage works
+COUNTS = ("rows", "prompts", "from_store", "not_asked", "calls_saved", "rounds")  # of the stage, in run.json
 RETRIES = "perspectives-retries.json"  # how often the committed stage was opened again for its errors
 
 
@@ -100,15 +101,29 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
         questions(data, config)  # refuses here, in one line, what the actors would meet
         for view in given.views:
             field_texts(data, view)
-        render(data, work.below("prompts"), identity, config)
+        if config.views:
+            render(data, work.below("prompts"), identity, config)
         work.delete("given")
         if given.views:
             render(data, work.below("given"), identity, given)
-        if not config.budget.asks_all():
+        if config.views and not config.budget.asks_all():
             work.delete("chosen")
             budget.choose(work.below("prompts"), work.below("chosen"), data, config)
         work.write_json(identity, "identity.json")
         work.write_json(True, "prompts.done")
+    facts: Facts = dict.fromkeys(COUNTS, 0) | {"perspectives": {}}
+    if config.views:
+        facts = _answer(stage, work, model, store)
+    for view in given.views:
+        facts["perspectives"][view.name] = take_from_field(stage.store, work.below("given"), data, view)
+        for figure in ("rows", "calls_saved"):
+            facts[figure] += facts["perspectives"][view.name]["rows"]
+    return facts
+
+
+def _answer(stage: Stage, work: Store, model: str, store: Store | None) -> Facts:
+    """Ask what no run has the answer to, and join the answers with the samples."""
+    run, config = stage.run, stage.run.config.perspectives.asking()
     if not work.exists("known.json"):
         work.delete("known")
         folders = [f"{folder}/{view.name}" for view in config.views for folder in ("perspectives", ITEM_ANSWERS)]
@@ -116,15 +131,10 @@ def _body(stage: Stage, model: str, identity: str, store: Store | None) -> Facts
             answer_store.take(_chosen(work, config), work.below("known"), store, run, folders), "known.json"
         )
     try:
-        _ask_all(work, model, data.uri(), config)
+        _ask_all(work, model, run.below("data").uri(), config)
     finally:  # answers are paid for, whatever ended the asking
         answer_store.add(store, work, "answers", "known")
-    facts = _collect(stage, work)
-    for view in given.views:
-        facts["perspectives"][view.name] = take_from_field(stage.store, work.below("given"), data, view)
-        for figure in ("rows", "calls_saved"):
-            facts[figure] += facts["perspectives"][view.name]["rows"]
-    return facts
+    return _collect(stage, work)
 
 
 def _chosen(work: Store, config: Perspectives) -> Store:

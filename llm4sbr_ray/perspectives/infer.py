@@ -38,12 +38,17 @@ def infer(run: Run, retry_errors: bool = False) -> None:
 
 def plan_inference(run: Run) -> None:
     """Print what `infer` would ask and what it would cost; asks nothing. Trains the pocket LM if that is to be used."""
+    if not run.config.perspectives.asking().views:
+        print("[plan] nothing would be asked: all perspectives take their answers from the catalogue", flush=True)
+        return
     model, identity, _ = language_model(run)
     plan(run, model, identity)
 
 
 def language_model(run: Run) -> tuple[str, str, list[str]]:
-    """What vLLM loads, what stands for it in keys, and the stages before the asking."""
+    """What vLLM loads (nothing, if nothing is asked), what stands for it in keys, and the stages before the asking."""
+    if not run.config.perspectives.asking().views:
+        return "", "none", ["ingest"]
     model = run.config.perspectives.model
     if model is not None:
         return model, model_identity(model), ["ingest"]

@@ -155,6 +155,15 @@ def test_the_cost_stands_beside_its_plan() -> None:
     assert "measured</th><td>1,100</td><td>90</td><td>60.0</td> <td>0.250</td><td>1.50</td>" in page
 
 
+def test_a_perspective_about_items_names_no_title() -> None:
+    data = report_data()
+    figures = {"rows": 9, "items_answered": 4, "grounded_rate": 1.0, "errors": 0, "rows_per_second": None}
+    data.metrics["perspectives"] = {"tags": figures | {"prompt_tokens": 0, "generated_tokens": 0}}
+    page = " ".join(render_report(data).split())
+    assert "tags</th><td>9</td><td>0</td><td>n/a</td> <td>100.0%</td><td>0</td><td>0</td><td>n/a</td>" in page
+    assert "What it cost" not in page
+
+
 def test_no_two_of_many_models_look_alike() -> None:
     looks = {(series % len(SERIES), series % len(MARKERS)) for series in range(30)}
     assert len(looks) == 30

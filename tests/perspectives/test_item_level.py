@@ -149,8 +149,3 @@ def test_a_session_has_the_items_near_to_it_in_the_perspective(run: Store, ancho
 def test_what_a_perspective_lacks_is_said(values: dict[str, Any], what: str) -> None:
     with pytest.raises(ValidationError, match=what):
         Perspective.model_validate({"name": "own", "anchor": "local"} | values)
-
-
-def test_someone_has_to_ask() -> None:
-    with pytest.raises(ValidationError, match="at least one perspective has to ask"):
-        Perspectives(views=(GIVEN,))
