@@ -11,7 +11,6 @@ from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import Perspective, load_config
 from llm4sbr_ray.perspectives import intents
 from llm4sbr_ray.perspectives.infer import infer, plan_inference
-from llm4sbr_ray.perspectives.item_level import embeddings
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.integration
@@ -46,7 +45,7 @@ def test_no_model_is_trained_or_asked(
 
     tags = run.read_table("data", "items.parquet")["attributes"].to_pylist()
     own_VE = TextEncoder(text).encode([" ".join(words) for words in tags])
-    scores_VV = own_VE @ embeddings(run.read_table("text", "items.parquet")).T
+    scores_VV = own_VE @ own_VE.T  # in the space of the answers
     for clicks, items in zip(samples["items"].to_pylist(), joined["intent_items"].to_pylist(), strict=True):
         near = scores_VV[clicks[-1]]
         np.testing.assert_allclose(np.sort(near[items]), np.sort(near)[-len(items) :], atol=2e-3)
