@@ -39,7 +39,7 @@ class TextEncoder:
             raise UserError(
                 f"text.model: {config.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
             ) from error
-        self.width = int(self.model.get_sentence_embedding_dimension())
+        self.width = int(self.model.get_embedding_dimension())
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """N texts -> N x E, float32; rows of zeros for empty texts. Equal texts are encoded once."""
