@@ -77,7 +77,8 @@ def main() -> None:
         for phase, found in json.loads(output.splitlines()[-1]).items():
             memory = "".join(f"{found[name]:11,}" for name in MEMORY)
             print(f"{size:12,} {phase:10}{found['seconds']:9.1f}{size / found['seconds']:10,.0f}{memory}", flush=True)
-            figures |= {f"sessions_{size}_{phase}_{name}": value for name, value in found.items()}
+            unit = {name: f"{name}_mb" for name in MEMORY}
+            figures |= {f"sessions_{size}_{phase}_{unit.get(name, name)}": value for name, value in found.items()}
     if own.json:
         settings = {"sizes": own.sizes, "items": ITEMS, "clicks": [MIN_CLICKS, MAX_CLICKS]}
         own.json.write_text(json.dumps({"figures": figures, "settings": settings}, indent=1) + "\n")
