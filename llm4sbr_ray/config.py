@@ -229,6 +229,7 @@ class Budget(Section):
 
 class Perspectives(Section):
     model: str | None = None  # Hugging Face name or path of the LLM; None: train the pocket LM and use it
+    lora: str | None = None  # a LoRA adapter over `model`: Hugging Face name, path on every node, or URI of a folder
     views: tuple[Perspective, ...] = (LONG_TERM, SHORT_TERM)
     max_items: int = Field(default=12, ge=1)  # a longer session shows its last ones
     max_title_chars: int = Field(default=80, ge=8)
@@ -244,6 +245,12 @@ class Perspectives(Section):
     store: bool | str = True  # answers that runs share: true: <storage>/answers; a path or URI; false: none
     tokens_per_second: float | None = Field(default=None, gt=0)  # for --plan: read and written, by all actors together
     price_per_gpu_hour: float | None = Field(default=None, ge=0)  # for --plan
+
+    @model_validator(mode="after")
+    def _adapter_has_a_model(self) -> Perspectives:
+        if self.lora is not None and self.model is None:
+            raise ValueError("lora: an adapter is one over `model`, and none is named")
+        return self
 
     @field_validator("store", mode="before")
     @classmethod

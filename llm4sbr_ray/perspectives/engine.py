@@ -25,6 +25,7 @@ from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import Candidates, Engine, Perspectives, Text
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.metrics import count_prompts
+from llm4sbr_ray.perspectives import lora
 from llm4sbr_ray.perspectives.model_files import local_model
 from llm4sbr_ray.perspectives.outputs import Question, questions
 from llm4sbr_ray.perspectives.prompts import candidate_line, control_tokens, messages, neutralise
@@ -191,11 +192,14 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
     if "://" in model and "AWS_ENDPOINT_URL" in os.environ:  # Ray, which copies the model, knows another name of it
         os.environ.setdefault("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
         environment["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL_S3"]
+    if config.lora:
+        engine_kwargs |= lora.engine_settings(config.lora)
     engine_kwargs |= engine.engine_kwargs
     return vLLMEngineProcessorConfig(
         # Ray copies a model from a bucket to the node, with pyarrow rather than boto3 if its URI begins so.
         model_source=f"pyarrow-{model}" if "://" in model else model,
         engine_kwargs=engine_kwargs,
+        dynamic_lora_loading_path=config.lora and lora.adapter_folder(config.lora),
         concurrency=engine.actors if engine.actors[0] < engine.actors[1] else engine.actors[1],
         batch_size=engine.batch_size,
         max_concurrent_batches=engine.max_concurrent_batches,
@@ -301,6 +305,8 @@ class Tokenise:
         answers = answers.append_column("tokenized_prompt", pa.array(tokens, pa.list_(pa.int32())))
         answers = answers.append_column("shortened", pa.array(shortened, pa.bool_()))
         answers = answers.append_column("offered", pa.array(offered, pa.list_(pa.string())))
+        if self.config.lora:
+            answers = answers.append_column("model", pa.array([lora.adapter_name(self.config.lora)] * len(batch)))
         yield answers.append_column("sampling_params", pa.array(sampling, SAMPLING_TYPE))
 
 

@@ -51,7 +51,9 @@ def language_model(run: Run) -> tuple[str, str, list[str]]:
         return "", "none", ["ingest"]
     model = run.config.perspectives.model
     if model is not None:
-        return model, model_identity(model), ["ingest"]
+        adapter = run.config.perspectives.lora
+        over = f" with lora {model_identity(adapter)}" if adapter else ""
+        return model, model_identity(model) + over, ["ingest"]
     build_pocket_lm(run)
     digest = hashlib.sha256(run.read_bytes("pocket-lm", "model.safetensors")).hexdigest()[:16]
     return run.uri("pocket-lm"), f"pocket-lm:{digest}", ["ingest", "pocket-lm"]

@@ -42,6 +42,7 @@ class SessionReader:
         processor = processor_config(model, asking)
         os.environ.update((processor.runtime_env or {}).get("env_vars", {}))  # vLLM reads them when it is imported
         from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import StructuredOutputsParams
 
         self._params = {}
@@ -51,6 +52,11 @@ class SessionReader:
             self._params[name] = SamplingParams(**params | {"structured_outputs": outputs})
         settings = {name: value for name, value in processor.engine_kwargs.items() if name != "task_type"}  # Ray's own
         self._llm = LLM(model=model, **settings)
+        self._adapter = None
+        if perspectives.lora:
+            self._adapter_folder = tempfile.TemporaryDirectory()
+            path = local_model(perspectives.lora, self._adapter_folder.name)
+            self._adapter = LoRARequest(lora_name=perspectives.lora, lora_int_id=1, lora_path=path)
 
     def read(self, sessions: Sequence[Sequence[int]]) -> list[CachedIntents | None]:
         """What the LLM says of each session (item indices in click order), localised; None: nothing grounded."""
@@ -61,7 +67,8 @@ class SessionReader:
             {"prompt_token_ids": self._tokenise.tokens(name, window)[0]}
             for name, window in zip(names, windows, strict=True)
         ]
-        outputs = self._llm.generate(prompts, [self._params[name] for name in names], use_tqdm=False)
+        params = [self._params[name] for name in names]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         texts = [" ".join(output.outputs[0].text.split()) for output in outputs]
         faults = [self._tokenise.questions[name].fault(text) for name, text in zip(names, texts, strict=True)]
         answers = ["" if fault else text for text, fault in zip(texts, faults, strict=True)]  # "" resembles no item
