@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from small_run import ROOT, SMALL
 
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # else vLLM on CPUs always has a worker process
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # read once, when Ray is imported: clients of a cluster need it
 
 from llm4sbr_ray.artifacts import Run

@@ -152,7 +152,10 @@ def test_a_stopped_pipeline_goes_on_and_ends_with_its_table(
     arguments += ["--perspectives.engine.write_rows", "32", "--perspectives.schedule_timeout_s", "120"]
     arguments += ["--train.models", "srgnn+llm4sbr", "--train.seeds", "0", "--train.epochs", "1"]
     arguments += ["--train.workers", "1"]
-    arguments += ["--perspectives.engine.engine_kwargs", '{"enforce_eager": true}']  # compiling takes half a minute
+    arguments += [
+        "--perspectives.engine.engine_kwargs",
+        '{"enforce_eager": true, "distributed_executor_backend": "uni"}',
+    ]
     job = ("python", "jobs/pipeline.py", *arguments)
     environment = s3_server | {"HF_HOME": str(tmp_path / "models")}  # where the model from the bucket is copied to
     code, said = submit(working_copy, cluster, environment, *job, options=["--no-wait", "--submission-id", "first"])
