@@ -34,9 +34,10 @@ demo: install
 	$(BIN)/python jobs/pipeline.py --config configs/demo.yaml
 	$(BIN)/python jobs/ask.py --config configs/demo.yaml
 
-# First what needs no Ray, vLLM or browser, a file to a core; then the rest, which shares one cluster and one run.
+# First what needs no Ray, vLLM or browser, a file to a core (one thread each, or they would wait for one another's); then
+# the rest, which shares one cluster and one run.
 test: install
-	$(BIN)/python -m pytest -m "not integration" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not integration" -n auto --dist loadfile
 	$(BIN)/python -m pytest -m integration
 
 lint: install
