@@ -50,6 +50,7 @@ def test_the_environment_never_sets_a_value(tmp_path: Path, monkeypatch: pytest.
             "text.actors: the least, 4, is more than the most, 2",
         ),
         ("name: a\ndata: {source: demo}", ["--perspectives.engine.actors", "[0,2]"], "perspectives.engine.actors.0"),
+        ("name: a\ndata: {source: demo}", ["--perspectives.lora", "x"], "lora: an adapter is one over `model`"),
         ("- a", [], "a config is a mapping"),
         ("a: [", [], "not valid YAML"),
     ],

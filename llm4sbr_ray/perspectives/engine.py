@@ -189,7 +189,8 @@ def processor_config(model: str, config: Perspectives) -> vLLMEngineProcessorCon
         # The prefix cache holds whole blocks: of vLLM's 128 tokens on CPUs a short prompt shares hardly one.
         engine_kwargs["block_size"] = 32
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # Ray shares the cores; pinning all to one would starve it
-    if "://" in model and "AWS_ENDPOINT_URL" in os.environ:  # Ray, which copies the model, knows another name of it
+    from_bucket = any("://" in name for name in (model, config.lora or ""))
+    if from_bucket and "AWS_ENDPOINT_URL" in os.environ:  # Ray, which copies the files, knows another name of it
         os.environ.setdefault("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
         environment["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL_S3"]
     if config.lora:

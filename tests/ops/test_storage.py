@@ -15,9 +15,10 @@ import pytest
 
 from llm4sbr_ray.artifacts import LOCK_FILE, Run, Stage, Store
 from llm4sbr_ray.cli import main
-from llm4sbr_ray.config import DataConfig, RunConfig
+from llm4sbr_ray.config import DataConfig, Engine, Perspectives, RunConfig
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.lock import exclusive, now_ms, read_lock
+from llm4sbr_ray.perspectives.engine import processor_config
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -190,3 +191,20 @@ def test_the_manifest_holds_no_environment(tmp_path: Path, monkeypatch: pytest.M
     run.stage("s", outputs=["out"], settings=1, body=writes("one"))
     text = json.dumps(run.manifest())
     assert "a-secret" not in text
+
+
+def test_the_engine_finds_an_adapter_in_a_bucket(
+    s3: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")  # removed at the end, whoever sets it
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    Store(f"{s3}/adapters/shop").write_json({"r": 24}, "adapter_config.json")
+    cpu = Engine(device="cpu")
+    config = Perspectives(model="/models/base", lora=f"{s3}/adapters/shop", engine=cpu)
+    built = processor_config("/models/base", config)
+    assert built.dynamic_lora_loading_path == f"pyarrow-{s3}/adapters"
+    assert built.engine_kwargs["enable_lora"]
+    assert built.engine_kwargs["max_lora_rank"] == 32  # the least that vLLM has of 24 and more
+    assert built.runtime_env["env_vars"]["AWS_ENDPOINT_URL_S3"] == s3_server["AWS_ENDPOINT_URL"]
+    own = config.model_copy(update={"lora": None})
+    assert "enable_lora" not in processor_config("/models/base", own).engine_kwargs
