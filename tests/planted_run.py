@@ -51,8 +51,11 @@ def planted_run(config: RunConfig, sessions: int = 150) -> Run:
                 stage.store.write_table(table, "data", split, f"part-{part:05}.parquet")
         return {"rows": sessions}
 
-    def intents(stage):  # type: ignore[no-untyped-def]
+    def texts(stage):  # type: ignore[no-untyped-def]
         stage.store.write_table(pa.table({"item_idx": index, "embedding": embedding}), "text", "items.parquet")
+        return {"rows": N_ITEMS}
+
+    def intents(stage):  # type: ignore[no-untyped-def]
         for split in ("train", "valid", "test"):
             for path in run.files("data", split, suffix=".parquet"):
                 rows = run.read_table(path.removeprefix(run.root + "/"))
@@ -60,7 +63,8 @@ def planted_run(config: RunConfig, sessions: int = 150) -> Run:
         return {"rows": sessions}
 
     run.stage("ingest", outputs=["data"], settings=sessions, body=ingest)
-    run.stage("intents", outputs=["text", "intents"], settings=0, after=["ingest"], body=intents)
+    run.stage("text", outputs=["text"], settings=0, after=["ingest"], body=texts)
+    run.stage("intents", outputs=["intents"], settings=0, after=["ingest", "text"], body=intents)
     return run
 
 

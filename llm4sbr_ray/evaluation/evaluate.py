@@ -26,7 +26,7 @@ from llm4sbr_ray.evaluation.report import ReportData, render_report
 from llm4sbr_ray.evaluation.results import build_metrics, read_histories
 from llm4sbr_ray.evaluation.testset import read_testset, stream
 from llm4sbr_ray.evaluation.variants import Variant, variants
-from llm4sbr_ray.models.build import reads_texts
+from llm4sbr_ray.training.inputs import stages_before
 from llm4sbr_ray.training.load import load_model, model_folder
 
 
@@ -48,7 +48,7 @@ def evaluate(run: Run) -> bool:
     config = run.config
     shown = _variants(run)
     trained = {model_folder(v.model, seed): None for v in shown for seed in v.seeds}
-    before = ["ingest", *(["intents"] if any(reads_texts(v.model) for v in shown) else []), *trained]
+    before = list(dict.fromkeys(stage for v in shown for stage in stages_before(v.model)))
     settings = {
         "evaluate": config.evaluate,
         "variants": [v.name for v in shown],
@@ -56,7 +56,7 @@ def evaluate(run: Run) -> bool:
         "seed": config.seed,
         "select_by": config.train.select_by,
     }
-    fresh = run.stage("evaluate", outputs=["report"], settings=settings, after=before, body=_body)
+    fresh = run.stage("evaluate", outputs=["report"], settings=settings, after=[*before, *trained], body=_body)
     print_result(run.read_json("report", "metrics.json"), run.uri("report", "index.html"), Console())
     return fresh
 

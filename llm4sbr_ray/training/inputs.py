@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.build import is_llm4sbr
+from llm4sbr_ray.models.build import is_llm4sbr, reads_texts
 from llm4sbr_ray.training.batches import INTENT_COLUMNS, SAMPLE_COLUMNS, Samples, samples_from_table
 from llm4sbr_ray.training.load import count_items
 from llm4sbr_ray.training.mapped import map_samples
@@ -31,6 +31,13 @@ class Source:
 
     def samples(self, table: pa.Table) -> Samples:
         return samples_from_table(table, self.n_items, self.max_length, self.perspectives)
+
+
+def stages_before(model: str) -> list[str]:
+    """The stages whose results a model is trained from: "+text" needs the item texts, and no answer of an LLM."""
+    if is_llm4sbr(model):
+        return ["ingest", "intents"]
+    return ["ingest", "text"] if reads_texts(model) else ["ingest"]
 
 
 def source(run: Run, model: str, split: Split) -> Source:

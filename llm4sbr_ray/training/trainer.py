@@ -21,13 +21,12 @@ from llm4sbr_ray.models.build import (
     has_memory,
     is_count_model,
     is_llm4sbr,
-    reads_texts,
     require_known,
     without_memory,
 )
 from llm4sbr_ray.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Counters, from_bytes, to_bytes
 from llm4sbr_ray.training.counts import fit_count_model
-from llm4sbr_ray.training.inputs import read_samples, require_samples, source
+from llm4sbr_ray.training.inputs import read_samples, require_samples, source, stages_before
 from llm4sbr_ray.training.load import count_items, model_folder, save_model
 from llm4sbr_ray.training.loop import NON_FINITE, NonFiniteLossError, train_model
 from llm4sbr_ray.training.memory import fit_memory_model
@@ -62,11 +61,12 @@ def train(run: Run) -> None:
         for seed in config.seeds[:1] if is_count_model(model) else config.seeds:
             folder = model_folder(model, seed)
             own = run_for_model(run, model)
+            network = [model_folder(without_memory(model), seed)] if has_memory(model) else []
             own.stage(
                 folder,
                 outputs=[folder],
                 settings=learning_settings(own, model, seed),
-                after=[*_inputs(model), *([model_folder(without_memory(model), seed)] if has_memory(model) else [])],
+                after=[*stages_before(model), *network],
                 body=partial(_body, model=model, seed=seed),
             )
 
@@ -74,11 +74,6 @@ def train(run: Run) -> None:
 def _with_networks(models: Sequence[str]) -> list[str]:
     """Each "+memory" model after its network, no model twice."""
     return list(dict.fromkeys(name for model in models for name in (without_memory(model), model)))
-
-
-def _inputs(model: str) -> list[str]:
-    """Stages before."""
-    return ["ingest", "intents"] if reads_texts(model) else ["ingest"]
 
 
 def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from llm4sbr_ray import cluster
 from llm4sbr_ray.artifacts import Facts, Run, Stage, Store
 from llm4sbr_ray.config import RunConfig
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.build import backbone_of, has_memory, is_count_model, reads_texts, require_known, without_memory
+from llm4sbr_ray.models.build import backbone_of, has_memory, is_count_model, require_known, without_memory
+from llm4sbr_ray.training.inputs import stages_before
 from llm4sbr_ray.training.space import Domain, Scalar, Settings, Space, apply_settings, read_setting, read_space
 from llm4sbr_ray.training.trainer import learning_settings
 from llm4sbr_ray.training.trial import HISTORY, METRIC, SETTINGS, Task, run_trial
@@ -74,7 +75,7 @@ def tune(run: Run) -> list[str]:
                 "budget": config.tune.model_dump(exclude={"space", "models"}),
                 "training": learning_settings(run, model, config.train.seeds[0]),
             },
-            after=["ingest", "intents"] if reads_texts(model) else ["ingest"],
+            after=stages_before(model),
             body=partial(_search, model=model, space=space),
         )
     return list(spaces)

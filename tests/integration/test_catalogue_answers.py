@@ -1,6 +1,9 @@
-"""Perspectives whose answers the catalogue has: intents without any LLM, the texts encoded by several actors."""
+"""Runs without any LLM: perspectives whose answers the catalogue has, models that read the item texts alone."""
 
 from __future__ import annotations
+
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,27 @@ from llm4sbr_ray.perspectives.infer import infer, plan_inference
 from llm4sbr_ray.perspectives.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parent.parent.parent
 TAGS = Perspective(name="tags", level="item", anchor="local", from_field="attributes")
+
+
+def test_a_text_start_asks_nothing(pipeline_run: Run) -> None:
+    arguments = ["--storage", pipeline_run.config.storage, "--name", "text-start"]
+    config = load_config([*SMALL, *arguments, "--train.models", "srgnn+text", "--train.workers", "0"])
+    run = Run(config)
+    copy_stages(pipeline_run, run, {"ingest": "data"})
+    runpy.run_path(str(ROOT / "jobs" / "pipeline.py"))["pipeline"](run)
+    assert set(run.manifest()["stages"]) == {"ingest", "text", "train/srgnn+text/seed-0", "evaluate"}
+    assert run.read_json("report", "metrics.json")["models"]["srgnn+text"]["test"]["recall@20"] > 0
+
+
+def copy_stages(source: Run, target: Run, folder_of: dict[str, str]) -> None:
+    """Put these stages of a run into a new one."""
+    for folder in folder_of.values():
+        target.fs.create_dir(target.path(folder))
+        pa.fs.copy_files(source.path(folder), target.path(folder))
+    manifest = source.manifest()
+    target.write_json({**manifest, "stages": {name: manifest["stages"][name] for name in folder_of}}, "run.json")
 
 
 def test_no_model_is_trained_or_asked(
@@ -25,12 +48,7 @@ def test_no_model_is_trained_or_asked(
     perspectives = config.perspectives.model_copy(update={"views": (TAGS,), "splits": ("test",)})
     text = config.text.model_copy(update={"actors": (2, 2)})
     run = Run(config.model_copy(update={"perspectives": perspectives, "text": text}))
-    for name in ("data", "text"):
-        run.fs.create_dir(run.path(name))
-        pa.fs.copy_files(pipeline_run.path(name), run.path(name))
-    manifest = pipeline_run.manifest()
-    manifest["stages"] = {name: manifest["stages"][name] for name in ("ingest", "text")}
-    run.write_json(manifest, "run.json")
+    copy_stages(pipeline_run, run, {"ingest": "data", "text": "text"})
 
     plan_inference(run)
     assert "[plan] nothing would be asked" in capsys.readouterr().out
