@@ -42,7 +42,7 @@ from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import count_items, read_item_text
 from llm4sbr_ray.training.loop import train_model
 from llm4sbr_ray.training.space import Scalar, apply_settings
-from llm4sbr_ray.training.start import start_plain_from_text, starting_model
+from llm4sbr_ray.training.start import give_texts, starting_model
 
 METRICS = ("recall@20", "mrr@20", "ndcg@20")
 
@@ -142,10 +142,7 @@ def train_variant(run: Run, backbone: str, variant: Variant, seed: int) -> dict[
         assert isinstance(built, LLM4SBR | PlainRecommender)
         if isinstance(built.backbone, GraphBackbone):
             raise UserError(f"--backbone: {backbone!r} reads a graph first: not built here")
-        if isinstance(built, PlainRecommender):
-            start_plain_from_text(built, text_VE)
-        elif config.model.text_start:
-            built.start_from_text()
+        give_texts(built, config.model, text_VE)
         model = built
     else:
         model = starting_model(Run(config), name)

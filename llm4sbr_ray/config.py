@@ -307,6 +307,8 @@ class ModelConfig(Section):
     self_supervision: float = Field(default=0.01, ge=0)  # of dhcn: weight of its loss between both channels
     fusion: Literal["average", "gate", "residual"] = "residual"  # chosen on validation, see docs/results.md
     text_start: bool = True  # LLM4SBR's item embeddings start from the item texts, in the space of the perspectives
+    text_spread: float = Field(default=3.0, gt=0)  # of the item vectors at that start, in units of the backbone's own
+    text_smoothing: float = Field(default=0.2, ge=0, lt=1)  # share of a target's probability for items with like texts
     alignment: float = Field(default=0.1, ge=0)  # lambda
     uniformity: float = Field(default=0.1, ge=0)
     predictor: float = Field(default=0.1, ge=0)  # weight of the intent predictor's loss

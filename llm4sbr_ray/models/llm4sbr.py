@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.alignment import alignment, uniformity
 from llm4sbr_ray.models.base import Backbone, Intents, Recommender, SessionBatch, SessionVectors
-from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax
+from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax, TextSmoothing
 from llm4sbr_ray.models.fusion import Fused, build_fusion
 from llm4sbr_ray.models.predictor import IntentPredictor, predictor_loss
 from llm4sbr_ray.models.row_shards import RowShards
@@ -63,6 +63,7 @@ class LLM4SBR(Recommender):
         self.backbone, self.anchors, self.config = backbone, tuple(anchors), config
         self.predictor_mix = predictor_mix
         self.ranking_loss: CatalogueLoss = FullSoftmax()
+        self.text_smoothing: TextSmoothing | None = None
         self.register_buffer("item_text_VE", item_text_VE.float(), persistent=False)
         self.text_projection = nn.Linear(item_text_VE.shape[1], config.width)  # T, b
         self.predictor = IntentPredictor(len(self.anchors), config.width)
@@ -70,7 +71,7 @@ class LLM4SBR(Recommender):
 
     def start_from_text(self) -> None:
         """Put items and perspectives into one text space before the first step (see `models.text_space`)."""
-        start_from_text(self.backbone.item_embedding, self.text_projection, self.item_text_VE)
+        start_from_text(self.backbone.item_embedding, self.text_projection, self.item_text_VE, self.config.text_spread)
 
     def encode(self, items_BL: Tensor, length_B: Tensor) -> SessionVectors:
         vectors: SessionVectors = self.backbone(items_BL, length_B)

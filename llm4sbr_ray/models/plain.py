@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from llm4sbr_ray.models.base import Backbone, Recommender, SessionBatch, SessionVectors
-from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax
+from llm4sbr_ray.models.catalogue_loss import CatalogueLoss, FullSoftmax, TextSmoothing
 
 
 class PlainRecommender(Recommender):
@@ -15,6 +15,7 @@ class PlainRecommender(Recommender):
         super().__init__()
         self.backbone = backbone
         self.ranking_loss: CatalogueLoss = FullSoftmax()
+        self.text_smoothing: TextSmoothing | None = None
 
     def score(self, batch: SessionBatch) -> Tensor:
         vectors: SessionVectors = self.backbone(batch.items_BL, batch.length_B)

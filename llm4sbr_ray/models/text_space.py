@@ -40,17 +40,21 @@ def principal_components(item_text_VE: Tensor, width: int) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def start_from_text(item_embedding: nn.Embedding, text_projection: nn.Linear, item_text_VE: Tensor) -> None:
+def start_from_text(
+    item_embedding: nn.Embedding, text_projection: nn.Linear, item_text_VE: Tensor, spread: float = 1.0
+) -> None:
     """Set the start of both in place; an item without text keeps its own.
 
     Parameters
     ----------
     item_embedding
-        (V + 1) x D, freshly initialised: its spread is the one that the text components get.
+        (V + 1) x D, freshly initialised.
     text_projection
         E -> D.
     item_text_VE
         The catalogue's text embeddings.
+    spread
+        Standard deviation of the text components, in units of that of the embedding as it comes.
     """
     has_text_V = item_text_VE.any(dim=1)
     if not has_text_V.any():
@@ -58,7 +62,7 @@ def start_from_text(item_embedding: nn.Embedding, text_projection: nn.Linear, it
     own_VD = item_embedding.weight[:-1]
     basis_DE, centre_E = principal_components(item_text_VE, own_VD.shape[1])
     text_VD = (item_text_VE - centre_E) @ basis_DE.T
-    scale = own_VD.std() / text_VD[has_text_V].std().clamp_min(1e-12)
+    scale = spread * own_VD.std() / text_VD[has_text_V].std().clamp_min(1e-12)
     text_projection.weight.copy_(scale * basis_DE)
     text_projection.bias.copy_(-scale * (basis_DE @ centre_E))
     own_VD[has_text_V] = scale * text_VD[has_text_V] + NOISE * own_VD[has_text_V]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llm4sbr_ray.config import TrainConfig
 from llm4sbr_ray.errors import UserError
-from llm4sbr_ray.models.catalogue_loss import GBCE, CatalogueLoss, FullSoftmax, SampledSoftmax
+from llm4sbr_ray.models.catalogue_loss import GBCE, CatalogueLoss, FullSoftmax, SampledSoftmax, TextSmoothing
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.negatives import NegativeSampler
 from llm4sbr_ray.models.plain import PlainRecommender
@@ -26,7 +26,7 @@ def set_loss(model: LLM4SBR | PlainRecommender, config: TrainConfig, n_items: in
     Parameters
     ----------
     model
-        Changed in place.
+        Changed in place. Its `text_smoothing` is part of a softmax, full or sampled.
     config
         Of the training.
     n_items
@@ -39,7 +39,7 @@ def set_loss(model: LLM4SBR | PlainRecommender, config: TrainConfig, n_items: in
     UserError
         `train.label_smoothing` for a loss that samples.
     """
-    loss = _loss(config, n_items, target_N)
+    loss = _loss(config, n_items, target_N, model.text_smoothing)
     if loss.samples_items and config.label_smoothing:
         raise UserError(
             f"train.label_smoothing: it is for full softmax, and this catalogue of {n_items} items (above "
@@ -51,15 +51,15 @@ def set_loss(model: LLM4SBR | PlainRecommender, config: TrainConfig, n_items: in
     backbone.item_embedding.sparse = loss.samples_items and backbone.ranks_with_embedding and rows_can_be_reduced
 
 
-def _loss(config: TrainConfig, n_items: int, target_N: Tensor) -> CatalogueLoss:
+def _loss(config: TrainConfig, n_items: int, target_N: Tensor, smoothing: TextSmoothing | None) -> CatalogueLoss:
     kind = config.loss
     if kind == "auto":
         kind = "sampled" if n_items > config.sampled_above else "full"
     if kind == "full":
-        return FullSoftmax(config.label_smoothing)
+        return FullSoftmax(config.label_smoothing, smoothing)
     weight_V = None
     if config.negatives_by == "popularity":
         count_V = torch.bincount(target_N, minlength=n_items)
         weight_V = (count_V + 1).double() ** POPULARITY_POWER  # an item that is never a target can be drawn too
     sampler = NegativeSampler(n_items, config.negatives, weight_V)
-    return SampledSoftmax(sampler) if kind == "sampled" else GBCE(sampler, config.gbce_t)
+    return SampledSoftmax(sampler, smoothing) if kind == "sampled" else GBCE(sampler, config.gbce_t)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.base import GraphBackbone
 from llm4sbr_ray.models.build import reads_texts
+from llm4sbr_ray.models.catalogue_loss import TextSmoothing
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.plain import PlainRecommender
+from llm4sbr_ray.models.text_neighbours import text_neighbours
 from llm4sbr_ray.models.text_space import start_from_text
 from llm4sbr_ray.training.counts import train_sessions
 from llm4sbr_ray.training.inputs import parquet_files
@@ -27,14 +30,20 @@ def starting_model(run: Run, model: str) -> LLM4SBR | PlainRecommender:
             run.read_table(file, columns=["items", "target", "is_last"]) for file in parquet_files(run, "data/train")
         )
         built.backbone.fit_graph(*train_sessions([table.filter(table["is_last"]) for table in tables]))
-    if isinstance(built, LLM4SBR) and run.config.model.text_start:
-        built.start_from_text()
-    elif isinstance(built, PlainRecommender) and reads_texts(model):
-        start_plain_from_text(built, read_item_text(run))
+    if reads_texts(model):
+        give_texts(built, run.config.model, read_item_text(run))
     return built
 
 
-def start_plain_from_text(model: PlainRecommender, item_text_VE: Tensor) -> None:
-    """What "+text" says: the item embeddings start from the item texts, and nothing else of the model reads them."""
-    unused = nn.Linear(item_text_VE.shape[1], model.backbone.item_embedding.embedding_dim)
-    start_from_text(model.backbone.item_embedding, unused, item_text_VE)
+def give_texts(model: LLM4SBR | PlainRecommender, config: ModelConfig, item_text_VE: Tensor) -> None:
+    """All that a model has from the item texts beside perspectives: its start and the smoothing of its targets.
+
+    A plain model with them is what "+text" says.
+    """
+    if isinstance(model, PlainRecommender):  # `text_start` is what its name says
+        unused = nn.Linear(item_text_VE.shape[1], config.width)
+        start_from_text(model.backbone.item_embedding, unused, item_text_VE, config.text_spread)
+    elif config.text_start:
+        model.start_from_text()
+    if config.text_smoothing:
+        model.text_smoothing = TextSmoothing(config.text_smoothing, text_neighbours(item_text_VE))

@@ -21,6 +21,7 @@ from llm4sbr_ray.models.build import (
     has_memory,
     is_count_model,
     is_llm4sbr,
+    reads_texts,
     require_known,
     without_memory,
 )
@@ -40,6 +41,7 @@ OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_fai
 LATER = {"loss", "sampled_above", "negatives", "negatives_by", "gbce_t", "label_smoothing"}
 LATER |= {"schedule", "warm_up", "accumulate", "precision", "min_workers", "shard_items"}
 LLM4SBR_ONLY = {"fusion", "text_start", "alignment", "uniformity", "predictor"}
+TEXTS_ONLY = {"text_spread", "text_smoothing"}  # "+text" models read them too
 
 
 def train(run: Run) -> None:
@@ -89,7 +91,7 @@ def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
     return {
         "model": model,
         "seed": seed,
-        "sizes": config.model.model_dump(exclude=set() if is_llm4sbr(model) else LLM4SBR_ONLY),
+        "sizes": config.model.model_dump(exclude=_not_read(model)),
         "train": {
             name: value
             for name, value in config.train.model_dump(exclude=OPERATIONAL).items()
@@ -97,6 +99,13 @@ def learning_settings(run: Run, model: str, seed: int) -> dict[str, Any]:
         },
         "anchors": [view.anchor for view in config.perspectives.views] if is_llm4sbr(model) else [],
     }
+
+
+def _not_read(model: str) -> set[str]:
+    """The settings of `model` that a network doesn't read."""
+    if is_llm4sbr(model):
+        return set()
+    return LLM4SBR_ONLY if reads_texts(model) else LLM4SBR_ONLY | TEXTS_ONLY
 
 
 def _body(stage: Stage, model: str, seed: int) -> Facts:

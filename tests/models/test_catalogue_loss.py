@@ -12,10 +12,11 @@ from torch import Tensor
 from llm4sbr_ray.config import ModelConfig
 from llm4sbr_ray.models.backbones import BACKBONES
 from llm4sbr_ray.models.base import Backbone
-from llm4sbr_ray.models.catalogue_loss import GBCE, CatalogueLoss, FullSoftmax, SampledSoftmax
+from llm4sbr_ray.models.catalogue_loss import GBCE, CatalogueLoss, FullSoftmax, SampledSoftmax, TextSmoothing
 from llm4sbr_ray.models.gbce import gbce
 from llm4sbr_ray.models.negatives import Negatives, NegativeSampler
 from llm4sbr_ray.models.sampled_softmax import sampled_softmax
+from llm4sbr_ray.models.text_neighbours import TextNeighbours
 
 V, D, B = 12, 6, 5
 CPU = torch.device("cpu")
@@ -70,6 +71,38 @@ def test_a_small_catalogue_is_taken_whole() -> None:
     drawn = NegativeSampler(V, V, WEIGHT_V)(CPU)
     assert drawn.item_N.tolist() == list(range(V))
     assert drawn.log_inclusion_N.tolist() == [0] * V
+
+
+def smoothing(share: float) -> TextSmoothing:
+    """Items j + 1 and j + 3 are like item j, the first more so; item 7 has no text."""
+    item_V = torch.arange(V)
+    weight_VK = torch.tensor([[0.75, 0.25]]).repeat(V, 1)
+    weight_VK[7] = 0
+    return TextSmoothing(share, TextNeighbours(torch.stack([item_V + 1, item_V + 3], 1) % V, weight_VK))
+
+
+@pytest.mark.parametrize("evenly", [0.0, 0.1])
+def test_text_smoothing_is_a_cross_entropy_with_soft_labels(evenly: float) -> None:
+    session_BD, item_VD = sessions().requires_grad_(), Table().item_embedding.weight.detach()[:-1].requires_grad_()
+    label_BV = torch.full((B, V), evenly / V, dtype=torch.float64)
+    for b, j in enumerate(TARGETS.tolist()):
+        like = {} if j == 7 else {(j + 1) % V: 0.75, (j + 3) % V: 0.25}
+        label_BV[b, j] += 1 - evenly - (0.2 if like else 0)
+        for other, weight in like.items():
+            label_BV[b, other] += 0.2 * weight
+    wanted = -((session_BD @ item_VD.T).log_softmax(1) * label_BV).sum(1).mean()
+    wanted.backward()
+    value, session_grad, item_grad = gradients(FullSoftmax(evenly, smoothing(0.2)))
+    torch.testing.assert_close(value, wanted.detach())
+    torch.testing.assert_close(session_grad, session_BD.grad)
+    torch.testing.assert_close(item_grad[:-1], item_VD.grad)
+
+
+def test_text_smoothing_is_the_same_over_a_sample_of_all_items() -> None:
+    full = gradients(FullSoftmax(text_smoothing=smoothing(0.3)))
+    sampled = gradients(SampledSoftmax(NegativeSampler(V, V), smoothing(0.3)))
+    for ours, theirs in zip(sampled, full, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_softmax_over_a_sample_of_all_items_is_the_full_one() -> None:
