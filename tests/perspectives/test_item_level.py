@@ -130,8 +130,10 @@ def test_a_session_has_the_items_near_to_it_in_the_perspective(run: Store, ancho
     for row, prefix in zip(rows, PREFIXES, strict=True):
         vector = own[prefix[-1]] if anchor == "local" else own[prefix[-2:]].sum(0)
         cosine = own @ (vector / np.linalg.norm(vector))
-        best = sorted(range(4), key=lambda j: -cosine[j])[:2]
-        assert row["item_idx"] == best
+        best = row["item_idx"]
+        # Two clicks are equally near to their mean: which of them comes first is a matter of rounding.
+        np.testing.assert_allclose(cosine[best], np.sort(cosine)[::-1][:2], atol=1e-6)
+        assert len(set(best)) == 2
         weight = np.maximum(cosine[best], 0) / np.maximum(cosine[best], 0).sum()
         np.testing.assert_allclose(row["weight"], weight, atol=1e-5)
         np.testing.assert_allclose(row["embedding"], weight @ text[best], atol=2e-3)
