@@ -150,9 +150,15 @@ def test_an_elastic_group_goes_on_without_a_killed_node(
     ray_cluster: Cluster, unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # for the lost node, which is not to come back
-    run = planted_run(config_in(tmp_path, cpus_per_worker=6, min_workers=1), SESSIONS)
-    train_while_a_node_dies(ray_cluster, run, replaced=False)
-    ours, theirs = (r.read_json(FOLDER, "history.json") for r in (run, unbroken))
+    for attempt in range(3):
+        storage = tmp_path / str(attempt)
+        storage.mkdir()
+        run = planted_run(config_in(storage, cpus_per_worker=6, min_workers=1), SESSIONS)
+        train_while_a_node_dies(ray_cluster, run, replaced=False)
+        ours, theirs = (r.read_json(FOLDER, "history.json") for r in (run, unbroken))
+        # Ray may not know yet that both nodes are there and free. A group that starts on one of them is another case.
+        if ours[0]["workers"] == 2:
+            break
     assert [record["workers"] for record in ours][:: len(ours) - 1] == [2, 1]
     assert [record["samples"] for record in ours] == [record["samples"] for record in theirs]
     assert max(r["valid_score"] for r in ours) == pytest.approx(max(r["valid_score"] for r in theirs), rel=0.15)
