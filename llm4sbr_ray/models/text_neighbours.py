@@ -38,8 +38,8 @@ class TextNeighbours(nn.Module):
         self.register_buffer("weight_VK", weight_VK, persistent=False)
 
 
-def text_neighbours(item_text_VE: Tensor, k: int = NEIGHBOURS) -> TextNeighbours:
-    """The k items with the nearest texts of every item.
+def text_neighbours(item_text_VE: Tensor, k: int = NEIGHBOURS) -> TextNeighbours | None:
+    """The k items with the nearest texts of every item; None where fewer than two items have texts.
 
     Parameters
     ----------
@@ -50,10 +50,10 @@ def text_neighbours(item_text_VE: Tensor, k: int = NEIGHBOURS) -> TextNeighbours
     """
     told_N = item_text_VE.any(dim=1).nonzero()[:, 0]
     text_NE, V = item_text_VE[told_N], len(item_text_VE)
-    k = max(0, min(k, len(told_N) - 1))
+    if len(told_N) < 2:
+        return None
+    k = min(k, len(told_N) - 1)
     item_VK, weight_VK = torch.zeros(V, k, dtype=torch.int64), torch.zeros(V, k)
-    if k == 0:
-        return TextNeighbours(item_VK, weight_VK)
     cosine_NK, place_NK = _nearest(text_NE, k)
     item_VK[told_N] = told_N[place_NK]
     weight_VK[told_N] = (cosine_NK / TEMPERATURE).softmax(dim=1)

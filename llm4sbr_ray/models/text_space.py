@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 NOISE = 0.1  # of an item embedding's own start, beside its text
+SAME = 1e-6  # texts of unit length whose components spread less differ by rounding
 
 
 def principal_components(item_text_VE: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def principal_components(item_text_VE: Tensor, width: int) -> tuple[Tensor, Tens
 def start_from_text(
     item_embedding: nn.Embedding, text_projection: nn.Linear, item_text_VE: Tensor, spread: float = 1.0
 ) -> None:
-    """Set the start of both in place; an item without text keeps its own.
+    """Set the start of both in place; an item without text keeps its own, and all do where no two texts differ.
 
     Parameters
     ----------
@@ -62,7 +63,10 @@ def start_from_text(
     own_VD = item_embedding.weight[:-1]
     basis_DE, centre_E = principal_components(item_text_VE, own_VD.shape[1])
     text_VD = (item_text_VE - centre_E) @ basis_DE.T
-    scale = spread * own_VD.std() / text_VD[has_text_V].std().clamp_min(1e-12)
+    between_texts = text_VD[has_text_V].std()
+    if between_texts < SAME:
+        return
+    scale = spread * own_VD.std() / between_texts
     text_projection.weight.copy_(scale * basis_DE)
     text_projection.bias.copy_(-scale * (basis_DE @ centre_E))
     own_VD[has_text_V] = scale * text_VD[has_text_V] + NOISE * own_VD[has_text_V]

@@ -45,5 +45,6 @@ def give_texts(model: LLM4SBR | PlainRecommender, config: ModelConfig, item_text
         start_from_text(model.backbone.item_embedding, unused, item_text_VE, config.text_spread)
     elif config.text_start:
         model.start_from_text()
-    if config.text_smoothing:
-        model.text_smoothing = TextSmoothing(config.text_smoothing, text_neighbours(item_text_VE))
+    neighbours = text_neighbours(item_text_VE) if config.text_smoothing else None
+    if neighbours is not None:
+        model.text_smoothing = TextSmoothing(config.text_smoothing, neighbours)

@@ -45,9 +45,12 @@ def test_an_item_and_a_perspective_about_it_begin_close() -> None:
     assert float(cosine_V.min()) > 0.9
 
 
-def test_a_catalogue_without_texts_changes_nothing() -> None:
+@pytest.mark.parametrize("told", [0, 1, 4])
+def test_texts_that_do_not_differ_change_nothing(told: int) -> None:
+    text_VE = torch.zeros(4, 6)
+    text_VE[:told] = torch.nn.functional.normalize(torch.arange(1.0, 7.0), dim=0)
     embedding, projection = nn.Embedding(5, 3, padding_idx=4), nn.Linear(6, 3)
     before = embedding.weight.detach().clone(), projection.weight.detach().clone()
-    start_from_text(embedding, projection, torch.zeros(4, 6))
+    start_from_text(embedding, projection, text_VE)
     assert torch.equal(embedding.weight, before[0])
     assert torch.equal(projection.weight, before[1])

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from planted_run import N_ITEMS, planted_config, planted_run
@@ -76,6 +77,21 @@ def test_the_rule_is_learned(run: Run, settings: dict[str, Any]) -> None:
 def test_other_models_take_sampled_losses(run: Run, name: str) -> None:
     history = train_with(run, name, epochs=5, **SAMPLED)[0].counters.history
     assert history[-1]["valid_mrr@20"] > 1.2 * history[0]["valid_mrr@20"]
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["full", "sampled"])
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_catalogue_without_texts_to_compare_trains_without_smoothing(
+    tmp_path: Path, told: int, settings: dict[str, Any]
+) -> None:
+    bare = planted_run(planted_config(str(tmp_path), epochs=1))
+    table = bare.read_table("text", "items.parquet")
+    own = table["embedding"].to_pylist()
+    rows = [own[j] if j < told else [0.0] * len(own[j]) for j in range(N_ITEMS)]
+    embedding = pa.array(rows, table.schema.field("embedding").type)
+    bare.write_table(table.set_column(1, "embedding", embedding), "text", "items.parquet")
+    for name in ("srgnn+text", "srgnn+llm4sbr"):
+        assert math.isfinite(train_with(bare, name, epochs=1, **settings)[0].counters.history[0]["loss"])
 
 
 def test_a_resumed_training_with_sampling_and_a_schedule_ends_the_same(run: Run) -> None:
