@@ -101,3 +101,9 @@ def test_the_spaces_that_ship_are_whole(path: Path) -> None:
     config = load_config(["--config", str(ROOT / "configs" / "demo.yaml")])
     assert path.stem in known_models()
     assert set(read_space(path, config)) == set(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "spaces").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_the_spaces_of_several_models_are_whole(path: Path) -> None:
+    config = load_config(["--config", str(ROOT / "configs" / "demo.yaml")])
+    assert set(read_space(path, config)) == set(yaml.safe_load(path.read_text()))
