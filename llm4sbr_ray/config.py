@@ -386,6 +386,7 @@ class TrainConfig(Section):
     patience: int = Field(default=3, ge=1)  # epochs without a better validation score before stopping
     batch_size: int = Field(default=512, ge=1)  # over all workers
     accumulate: int = Field(default=1, ge=1)  # parts that a worker computes its share of a batch in: less memory
+    random_prefixes: float = Field(default=0.0, ge=0, le=1)  # share of an epoch's samples read to a random click only
     learning_rate: float = Field(default=2e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # the last two end at 0, after `epochs`
     warm_up: float = Field(default=0.0, ge=0, lt=1)  # share of all updates in which the learning rate climbs

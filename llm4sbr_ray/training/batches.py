@@ -36,22 +36,33 @@ class Samples:
     def __len__(self) -> int:
         return len(self.target_N)
 
-    def batch(self, rows_B: Tensor) -> tuple[SessionBatch, Tensor]:
-        """The samples of these rows (int64) as a batch padded with V, and their target_B."""
-        end_B = self.offset_N1[rows_B + 1]
-        length_B = (end_B - self.offset_N1[rows_B]).clamp_max(self.max_length)
+    def batch(self, rows_B: Tensor, clicks_B: Tensor | None = None) -> tuple[SessionBatch, Tensor]:
+        """The samples of these rows (int64) as a batch padded with V, and their target_B.
+
+        With `clicks_B`, 1 to all clicks of each prefix, it is read up to there and the click after it is the target. An
+        answer of the LLM knows the clicks that are left out, so a shortened sample has none.
+        """
+        begin_B, end_B = self.offset_N1[rows_B], self.offset_N1[rows_B + 1]
+        target_B, whole_B = self.target_N[rows_B], None
+        if clicks_B is not None:
+            next_B = begin_B + clicks_B
+            whole_B = next_B == end_B
+            next_click_B = self.items_C[next_B.clamp_max(len(self.items_C) - 1)].long()
+            target_B, end_B = torch.where(whole_B, target_B, next_click_B), next_B
+        length_B = (end_B - begin_B).clamp_max(self.max_length)
         step_L = torch.arange(int(length_B.max()), device=rows_B.device)
         click_BL = (end_B - length_B)[:, None] + step_L
         items_BL = self.items_C[click_BL.clamp_max(len(self.items_C) - 1)].long()
         items_BL = items_BL.masked_fill(step_L >= length_B[:, None], self.n_items)
         intents = None
         if self.intents is not None:
+            grounded_BP = self.intents.grounded_BP[rows_B]
             intents = Intents(
                 self.intents.item_BPR[rows_B].long(),
                 self.intents.weight_BPR[rows_B],
-                self.intents.grounded_BP[rows_B],
+                grounded_BP if whole_B is None else grounded_BP & whole_B[:, None],
             )
-        return SessionBatch(items_BL, length_B, intents), self.target_N[rows_B]
+        return SessionBatch(items_BL, length_B, intents), target_B
 
     def seen(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
         """(row in the batch, item) of every click of these rows' whole prefixes: `seen` of models.ranking."""

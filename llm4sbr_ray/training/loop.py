@@ -27,6 +27,7 @@ from llm4sbr_ray.training.checkpoint import Checkpoint, Counters, Record
 from llm4sbr_ray.training.loss import set_loss
 from llm4sbr_ray.training.optimizer import AdamOfBoth
 from llm4sbr_ray.training.precision import set_precision
+from llm4sbr_ray.training.prefixes import random_prefixes
 from llm4sbr_ray.training.schedule import learning_rate
 from llm4sbr_ray.training.validation import valid_score, validate
 from llm4sbr_ray.training.workers import gather_text, own_share, rank, sum_over_workers, world_size
@@ -136,12 +137,14 @@ def _train_epoch(
     """One pass over the samples: mean loss parts, "samples", "workers", "seconds", "samples_per_second"."""
     began = time.perf_counter()
     batches = epoch_order(len(samples), seed, epoch).to(samples.target_N.device).split(config.batch_size)
+    share = config.random_prefixes
+    clicks_N = random_prefixes(samples, share, _mix(seed, epoch, 0)) if share else None
     step_module.train()
     sums: dict[str, Tensor] = {}
     for number, all_rows_B in enumerate(batches, start=(epoch - 1) * len(batches)):
         optimizer.zero_grad()
         rows_B, weight = _own_rows(all_rows_B)
-        losses = _gradients(step_module, samples, rows_B, config.accumulate, weight)
+        losses = _gradients(step_module, samples, rows_B, config.accumulate, weight, clicks_N)
         norm = optimizer.clip()
         if not torch.isfinite(norm):  # gradients are averaged over workers: all of them see it in the same step
             raise _non_finite(samples, rows_B, losses["total"], epoch)
@@ -178,16 +181,22 @@ def _own_rows(rows_B: Tensor) -> tuple[Tensor, float]:
 
 
 def _gradients(
-    step_module: Any, samples: Samples, rows_B: Tensor, parts: int, weight: float = 1.0
+    step_module: Any,
+    samples: Samples,
+    rows_B: Tensor,
+    parts: int,
+    weight: float = 1.0,
+    clicks_N: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Gradients of the weighted mean loss of rows, computed in parts; returns that loss and what it is made of.
 
-    Workers average their gradients once a batch, with its last part.
+    Of sample i the first `clicks_N[i]` clicks are read. Workers average their gradients once a batch, with its last
+    part.
     """
     losses: dict[str, Tensor] = {}
     *first, last = rows_B.chunk(parts)
     for rows_b in (*first, last):
-        batch, target_b = samples.batch(rows_b)
+        batch, target_b = samples.batch(rows_b, None if clicks_N is None else clicks_N[rows_b])
         alone = rows_b is not last and hasattr(step_module, "no_sync")
         with step_module.no_sync() if alone else nullcontext():
             share = weight * len(rows_b) / len(rows_B)
