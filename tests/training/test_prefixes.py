@@ -80,14 +80,14 @@ def test_follows_from_the_seed_alone() -> None:
 def test_teaches_what_only_the_beginnings_of_sessions_tell() -> None:
     """Sessions begin with a rule and end in noise, where one sample each has its target; short ones are asked about."""
     rng = np.random.default_rng(0)
-    begin_S = rng.integers(0, N_ITEMS, 400)
+    begin_S = rng.integers(0, N_ITEMS, 1200)
     rule = rng.permutation(N_ITEMS)
     sessions = [[int(i), int(rule[i]), *rng.integers(0, N_ITEMS, 4).tolist()] for i in begin_S]
     train, valid = one_sample_each(sessions), one_sample_each([s[:2] for s in sessions])
 
     def hits(share: float) -> float:
         torch.manual_seed(0)
-        config = planted_config("", epochs=12, random_prefixes=share).train
+        config = planted_config("", epochs=20, patience=20, schedule="linear", random_prefixes=share).train
         model = build_model("gru4rec", N_ITEMS, ModelConfig(width=16, dropout=0.0), Neighbours())
         assert isinstance(model, PlainRecommender)
         model.load_state_dict(train_model(model, train, valid, config, seed=0).best)
