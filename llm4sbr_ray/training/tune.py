@@ -2,9 +2,10 @@
 
     python jobs/tune.py --config configs/beauty-small.yaml --space configs/spaces/srgnn.yaml --tune.trials 20
 
-Optuna proposes (TPE; the first trial has the settings of the config), ASHA stops what lags behind, and every model of
-`tune.models` gets the same number of trials. A search that was killed goes on where it was: Ray Tune restores its
-trials, a trial its last epoch. (ASHA then compares a trial with those that ran after the kill.)
+Optuna proposes (TPE; the first trial has the settings of the config, those of `tuned` for this model among them), ASHA
+stops what lags behind, and every model of `tune.models` gets the same number of trials. A search that was killed goes on
+where it was: Ray Tune restores its trials, a trial its last epoch. (ASHA then compares a trial with those that ran after
+the kill.)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from llm4sbr_ray.training.space import Domain, Scalar, Settings, Space, apply_se
 from llm4sbr_ray.training.trainer import learning_settings
 from llm4sbr_ray.training.trial import HISTORY, METRIC, SETTINGS, Task, run_trial
 from llm4sbr_ray.training.trials import TrialResult, best_trial, write_trials
+from llm4sbr_ray.training.tuned import require_known_owners, run_to_search
 
 EXPERIMENT = "ray-tune"  # beside the stage's outputs: gone when the stage is committed
 SHOWN_SETTINGS = 6
@@ -55,7 +57,8 @@ def tune(run: Run) -> list[str]:
     Raises
     ------
     UserError
-        A malformed space, an unknown model, missing stages before this one, no trial that worked.
+        A malformed space, an unknown model, settings in `tuned` that are refused, missing stages before this one, no
+        trial that worked.
     """
     config = run.config
     if config.tune.space is None:
@@ -64,16 +67,17 @@ def tune(run: Run) -> list[str]:
         require_known(model, "tune.models")
         if has_memory(model) and config.tune.models:
             raise UserError(f"tune.models: {model!r} has nothing to tune: tune {without_memory(model)!r} and its parts")
+    require_known_owners(run)
     spaces = _spaces(run, Path(config.tune.space))
     for model, space in spaces.items():
-        folder = tune_folder(model)
-        run.stage(
+        folder, own = tune_folder(model), run_to_search(run, model)
+        own.stage(
             folder,
             outputs=[folder],
             settings={
                 "space": {name: [domain.kind, domain.values] for name, domain in space.items()},
                 "budget": config.tune.model_dump(exclude={"space", "models"}),
-                "training": learning_settings(run, model, config.train.seeds[0]),
+                "training": learning_settings(own, model, config.train.seeds[0]),
             },
             after=stages_before(model),
             body=partial(_search, model=model, space=space),
@@ -95,8 +99,9 @@ def _spaces(run: Run, path: Path) -> dict[str, Space]:
             continue
         if file is None:
             raise UserError(f"tune.space: {path} has no {model}.yaml: write one, or leave it out of tune.models")
-        space = read_space(file, config)
-        kept = {name: domain for name, domain in space.items() if _is_read(run, model, name, domain)}
+        own = run_to_search(run, model)
+        space = read_space(file, own.config)
+        kept = {name: domain for name, domain in space.items() if _is_read(own, model, name, domain)}
         if not kept and config.tune.models:
             raise UserError(f"{file}: {model!r} reads none of these settings: {', '.join(space)}")
         if kept:

@@ -45,6 +45,20 @@ def run_for_model(run: Run, model: str) -> Run:
     return own
 
 
+def run_to_search(run: Run, model: str) -> Run:
+    """The same run with this model's own settings as everyone's, and none left that would undo what a search finds.
+
+    Raises
+    ------
+    UserError
+        As `run_for_model`.
+    """
+    own, taken = run_for_model(run, model), {owner for owner, _ in _settings(run, model)}
+    left = {owner: settings for owner, settings in run.config.tuned.items() if owner not in taken}
+    own.config = own.config.model_copy(update={"tuned": left})
+    return own
+
+
 def require_known_owners(run: Run) -> None:
     """Check the names of models in `tuned`.
 

@@ -48,7 +48,9 @@ def two_trials_are_written(run: Run) -> bool:
 
 
 def test_better_than_bad_settings_and_best_yaml_trains_as_the_trial_did(ray_cluster: None, tmp_path: Path) -> None:
-    run = planted_run(config_with(tmp_path, models=["srgnn", "sknn"]))
+    values = config_with(tmp_path, models=["srgnn", "sknn"]).model_dump(mode="json")
+    values["tuned"] = {"srgnn": {"train.learning_rate": 2e-5}}  # would undo what the search finds
+    run = planted_run(RunConfig.model_validate(values))
     train(run)
     before = run.manifest()["stages"]["train/srgnn/seed-0"]["valid_score"]
     assert tune(run) == ["srgnn", "sknn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from planted_run import planted_config, planted_run
 from llm4sbr_ray.artifacts import Run
 from llm4sbr_ray.config import RunConfig
 from llm4sbr_ray.errors import UserError
+from llm4sbr_ray.training.space import apply_settings
 from llm4sbr_ray.training.trainer import train
+from llm4sbr_ray.training.tuned import run_for_model, run_to_search
 
 
 def with_tuned(config: RunConfig, tuned: dict[str, dict[str, object]]) -> RunConfig:
@@ -55,3 +58,15 @@ def test_refusals(tmp_path: Path, tuned: dict[str, dict[str, object]], message: 
     run = planted_run(planted_config(str(tmp_path), models=("srgnn",)), sessions=5)
     with pytest.raises(UserError, match=message):
         train(Run(with_tuned(run.config, tuned)))
+
+
+def test_a_search_begins_with_a_models_own_settings_and_is_not_undone_by_them(tmp_path: Path) -> None:
+    tuned = {"srgnn": {"model.width": 8, "model.dropout": 0.5}, "rules": {"neighbours.rules.reach": 7}}
+    run = Run(with_tuned(planted_config(str(tmp_path)), tuned))
+    own = run_to_search(run, "srgnn")
+    assert (own.config.model.width, own.config.model.dropout) == (8, 0.5)
+    assert own.config.tuned == {"rules": {"neighbours.rules.reach": 7}}
+    found = copy.copy(own)
+    found.config = apply_settings(own.config, {"model.dropout": 0.1})
+    assert run_for_model(found, "srgnn").config.model.dropout == 0.1
+    assert run.config.tuned == tuned
