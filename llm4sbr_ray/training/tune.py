@@ -3,9 +3,9 @@
     python jobs/tune.py --config configs/beauty-small.yaml --space configs/spaces/srgnn.yaml --tune.trials 20
 
 Optuna proposes (TPE; the first trial has the settings of the config, those of `tuned` for this model among them), ASHA
-stops what lags behind, and every model of `tune.models` gets the same number of trials. A search that was killed goes on
-where it was: Ray Tune restores its trials, a trial its last epoch. (ASHA then compares a trial with those that ran after
-the kill.)
+stops what lags behind, and every model of `tune.models` gets the same number of trials. A search that was killed goes
+on where it was: Ray Tune restores its trials, a trial its last epoch. (ASHA then compares a trial with those that ran
+after the kill.)
 """
 
 from __future__ import annotations
