@@ -34,4 +34,4 @@ def random_prefixes(samples: Samples, share: float, seed: int) -> Tensor:
     length_N = samples.offset_N1.diff()
     uniform_2N = torch.rand(2, len(samples), dtype=torch.float64, generator=draw).to(length_N.device)
     drawn_N = (uniform_2N[0] * length_N).long() + 1
-    return torch.where(uniform_2N[1] < share, drawn_N.minimum(length_N), length_N)
+    return torch.where(uniform_2N[1] < share, drawn_N, length_N)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +14,19 @@ from hypothesis import strategies as st
 from planted_run import planted_config, planted_run
 from torch import Tensor
 
-from llm4sbr_ray.config import ModelConfig, Neighbours, RunConfig
+from llm4sbr_ray.artifacts import Run
+from llm4sbr_ray.config import ModelConfig, Neighbours
 from llm4sbr_ray.models.base import Intents
 from llm4sbr_ray.models.build import build_model
+from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.plain import PlainRecommender
 from llm4sbr_ray.training.batches import Samples, samples_from_table
+from llm4sbr_ray.training.checkpoint import Checkpoint, from_bytes, to_bytes
+from llm4sbr_ray.training.inputs import read_samples, source
+from llm4sbr_ray.training.load import new_model
 from llm4sbr_ray.training.loop import train_model
 from llm4sbr_ray.training.prefixes import random_prefixes
 from llm4sbr_ray.training.trainer import learning_settings
-from llm4sbr_ray.training.validation import validate
 
 N_ITEMS = 12
 SESSIONS = st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=9), min_size=1, max_size=8)
@@ -99,19 +104,26 @@ def test_teaches_what_only_the_beginnings_of_sessions_tell() -> None:
     assert hits(0.0) < 0.5
 
 
-def test_llm4sbr_learns_with_them(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from test_loop import parts
-
+def test_llm4sbr_learns_with_them_and_a_resumed_training_ends_alike(tmp_path: Path) -> None:
     run = planted_run(planted_config(str(tmp_path), random_prefixes=0.5))
-    model, train, valid = parts(run, "srgnn+llm4sbr")
-    history = train_model(model, train, valid, run.config.train, seed=0).counters.history
-    assert history[-1]["valid_recall@20"] > 0.9
-    assert validate(model, valid, 64).keys() <= history[-1].keys()
+    train, valid = (read_samples(run, source(run, "srgnn+llm4sbr", split)) for split in ("train", "valid"))
+    kept: list[bytes] = []
+
+    def trained(resume: Checkpoint | None) -> Checkpoint:
+        torch.manual_seed(0)
+        model = new_model(run, run.config, "srgnn+llm4sbr")
+        assert isinstance(model, LLM4SBR)
+        settings = {"resume": resume, "on_epoch": lambda checkpoint: kept.append(to_bytes(checkpoint))}
+        return train_model(model, train, valid, run.config.train, 0, **settings)  # type: ignore[arg-type]
+
+    unbroken = trained(None)
+    assert unbroken.counters.history[-1]["valid_recall@20"] > 0.9
+    resumed = trained(from_bytes(kept[0]))
+    for name, value in unbroken.last.items():
+        assert torch.equal(resumed.last[name], value), name
 
 
-def test_what_was_trained_without_them_stays_trained(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    def settings_of(config: RunConfig) -> object:
-        return learning_settings(planted_run(config), "srgnn", 0)["train"]
-
-    assert "random_prefixes" not in settings_of(planted_config(str(tmp_path / "a")))  # type: ignore[operator]
-    assert "random_prefixes" in settings_of(planted_config(str(tmp_path / "b"), random_prefixes=1.0))  # type: ignore[operator]
+def test_what_was_trained_without_them_stays_trained(tmp_path: Path) -> None:
+    without, with_them = (planted_config(str(tmp_path), random_prefixes=share) for share in (0.0, 1.0))
+    assert "random_prefixes" not in learning_settings(Run(without), "srgnn", 0)["train"]
+    assert learning_settings(Run(with_them), "srgnn", 0)["train"]["random_prefixes"] == 1.0
