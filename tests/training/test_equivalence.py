@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_group import gloo_group, run_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_run import N_ITEMS, planted_config, planted_run
@@ -41,13 +40,8 @@ def distributed(module: nn.Module) -> nn.Module:
 
 def trained(runs: dict[str, Run], number: int, size: int, out: Path) -> None:
     """All trainings as the worker of this number in a group of this size."""
-    torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous-{size}", rank=number, world_size=size)
     for name, run in runs.items():
         (out / f"{name}-{size}-{number}.safetensors").write_bytes(to_bytes(one_training(run, size)))
-    if size > 1:
-        dist.destroy_process_group()
 
 
 def one_training(run: Run, size: int) -> Checkpoint:
@@ -65,7 +59,8 @@ def one_training(run: Run, size: int) -> Checkpoint:
 def worker(number: int, runs: dict[str, Run], out: Path) -> None:
     for size in SIZES:
         if number < size:
-            trained(runs, number, size, out)
+            with gloo_group(number, size, out):
+                trained(runs, number, size, out)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = planted_config(str(folder / name), epochs=2, **own)
         runs[name] = planted_run(config.model_copy(update={"model": config.model.model_copy(update={"dropout": 0.0})}))
     trained(runs, 0, 1, folder)
-    mp.spawn(worker, (runs, folder), nprocs=max(SIZES))
+    run_workers(worker, (runs, folder), max(SIZES))
     return folder
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_group import gloo_group, run_workers
 from planted_run import planted_config, planted_run
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,20 +24,19 @@ def wrap(module: nn.Module) -> nn.Module:
 
 
 def worker(number: int, run: Run, out: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=number, world_size=2)
-    for model in MODELS:
-        train, valid = (read_samples(run, source(run, model, split)) for split in ("train", "valid"))
-        built = starting_model(run, model)
-        save_file(dict(built.backbone.named_buffers(prefix="backbone")), out / f"{model}-graph-{number}.safetensors")
-        done = train_model(built, train, valid, run.config.train, seed=0, wrap=wrap)
-        save_file(done.last, out / f"{model}-{number}.safetensors")
-    dist.destroy_process_group()
+    with gloo_group(number, 2, out):
+        for model in MODELS:
+            train, valid = (read_samples(run, source(run, model, split)) for split in ("train", "valid"))
+            built = starting_model(run, model)
+            graph = dict(built.backbone.named_buffers(prefix="backbone"))
+            save_file(graph, out / f"{model}-graph-{number}.safetensors")
+            done = train_model(built, train, valid, run.config.train, seed=0, wrap=wrap)
+            save_file(done.last, out / f"{model}-{number}.safetensors")
 
 
 def test_workers_have_the_same_graph_and_stay_in_step(tmp_path: Path) -> None:
     run = planted_run(planted_config(str(tmp_path), epochs=1))
-    mp.spawn(worker, (run, tmp_path), nprocs=2)
+    run_workers(worker, (run, tmp_path), 2)
     for model in MODELS:
         graph, weights = (
             [load_file(tmp_path / f"{model}{kind}-{n}.safetensors") for n in (0, 1)] for kind in ("-graph", "")

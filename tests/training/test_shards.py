@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_group import gloo_group, run_workers
 from planted_run import N_ITEMS, planted_config, planted_run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -76,29 +76,30 @@ def check_rows(number: int, size: int) -> None:
 
 
 def worker(number: int, runs: dict[str, Run], out: Path) -> None:
-    torch.set_num_threads(1)
     for size in SIZES:
-        if number >= size:
-            continue
-        dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous-{size}", rank=number, world_size=size)
-        check_rows(number, size)
-        for name, run in runs.items():
-            for sharded in (False, True):
-                folder = out / f"{name}-{size}-{sharded}"
-                folder.mkdir(exist_ok=True)
-                write_checkpoint(trained(run, started(run, sharded), 2), folder, number, sharded)
-        # Two workers began it, and as many go on, or one more.
-        run, before = runs["sampled"], out / "begun"
-        if size == 2:
-            before.mkdir(exist_ok=True)
-            write_checkpoint(trained(run, started(run, True), 1), before, number, sharded=True)
-            dist.barrier()
-        model = started(run, True)
-        folder = out / f"gone-on-{size}"
-        folder.mkdir(exist_ok=True)
-        done = trained(run, model, 2, resume=read_checkpoint(before, own_rows(model)))
-        write_checkpoint(done, folder, number, sharded=True)
-        dist.destroy_process_group()
+        if number < size:
+            with gloo_group(number, size, out):
+                check_and_train(number, size, runs, out)
+
+
+def check_and_train(number: int, size: int, runs: dict[str, Run], out: Path) -> None:
+    check_rows(number, size)
+    for name, run in runs.items():
+        for sharded in (False, True):
+            folder = out / f"{name}-{size}-{sharded}"
+            folder.mkdir(exist_ok=True)
+            write_checkpoint(trained(run, started(run, sharded), 2), folder, number, sharded)
+    # Two workers began it, and as many go on, or one more.
+    run, before = runs["sampled"], out / "begun"
+    if size == 2:
+        before.mkdir(exist_ok=True)
+        write_checkpoint(trained(run, started(run, True), 1), before, number, sharded=True)
+        dist.barrier()
+    model = started(run, True)
+    folder = out / f"gone-on-{size}"
+    folder.mkdir(exist_ok=True)
+    done = trained(run, model, 2, resume=read_checkpoint(before, own_rows(model)))
+    write_checkpoint(done, folder, number, sharded=True)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, runs = tmp_path_factory.mktemp("out"), {}
     for name, own in SETTINGS.items():
         runs[name] = planted_run(planted_config(str(folder / name), epochs=2, **own))
-    mp.spawn(worker, (runs, folder), nprocs=max(SIZES))
+    run_workers(worker, (runs, folder), max(SIZES))
     return folder
 
 

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_group import gloo_group, run_workers
 from planted_run import planted_config, planted_run
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
@@ -25,8 +24,11 @@ TRAIN_ROWS = 4 * 32 + 1  # the last batch is one sample: one of the two workers 
 
 
 def worker(number: int, run: Run, out: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=number, world_size=2)
+    with gloo_group(number, 2, out):
+        check_and_train(number, run, out)
+
+
+def check_and_train(number: int, run: Run, out: Path) -> None:
     assert (rank(), world_size()) == (number, 2)
     assert gather_text("é" * number, CPU) == ["", "é"]
     assert own_share(torch.arange(7)).tolist() == ([0, 1, 2], [3, 4, 5, 6])[number]
@@ -48,12 +50,11 @@ def worker(number: int, run: Run, out: Path) -> None:
             (out / f"{number}.json").write_text(json.dumps(done.counters.history))
         except NonFiniteLossError as error:
             (out / f"{number}.txt").write_text(str(error))
-    dist.destroy_process_group()
 
 
 def test_uneven_workers_stay_in_step_and_stop_together(tmp_path: Path) -> None:
     run = planted_run(planted_config(str(tmp_path)))
-    mp.spawn(worker, (run, tmp_path), nprocs=2)
+    run_workers(worker, (run, tmp_path), 2)
     first, second = (load_file(tmp_path / f"{number}.safetensors") for number in (0, 1))
     assert first.keys() == second.keys()
     for name, value in first.items():
