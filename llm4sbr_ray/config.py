@@ -400,6 +400,7 @@ class TrainConfig(Section):
     gbce_t: float = Field(default=0.75, ge=0, le=1)  # calibration of gbce: 0 is plain binary cross-entropy
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of full softmax
     select_by: Literal["recall@20", "mrr@20", "ndcg@20"] = "mrr@20"  # validation metric that picks the epoch
+    rank_seen: bool = True  # validate with the session's own items in the ranking; false: without, as served by default
     max_failures: int = Field(default=2, ge=0)
 
     @field_validator("seeds")
@@ -415,6 +416,8 @@ class TrainConfig(Section):
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}: workers is the most")
         if self.shard_items and self.accumulate > 1:
             raise ValueError("shard_items needs all workers in every part of a batch: leave accumulate at 1")
+        if self.shard_items and not self.rank_seen:
+            raise ValueError("shard_items validates with all items ranked: leave rank_seen at true")
         return self
 
     @model_validator(mode="after")

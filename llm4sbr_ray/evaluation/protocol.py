@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llm4sbr_ray.evaluation.metrics import KS, MISS
 from llm4sbr_ray.models.base import Recommender
-from llm4sbr_ray.models.ranking import Seen, target_ranks, top_items
+from llm4sbr_ray.models.ranking import Seen, target_ranks, top_items, unseen_ranks
 from llm4sbr_ray.training.batches import samples_from_table
 
 PROTOCOLS = {"test": "all items ranked", "test_unseen_only": "items of the session left out"}
@@ -97,10 +97,8 @@ def _rank(
 ) -> tuple[dict[str, Tensor], dict[str, TopLists]]:
     B, V = scores_BV.shape
     row, item = seen
-    repeats_B = torch.zeros(B, dtype=torch.bool, device=target_B.device)
-    repeats_B[row[item == target_B[row]]] = True
     all_B = target_ranks(scores_BV, target_B).clamp_max(MISS)
-    unseen_B = target_ranks(scores_BV, target_B, seen).clamp_max(MISS).masked_fill(repeats_B, MISS)
+    unseen_B = unseen_ranks(scores_BV, target_B, seen).clamp_max(MISS)
     ranks = {"test": all_B, "test_unseen_only": unseen_B}
     if not with_lists:
         return ranks, {}

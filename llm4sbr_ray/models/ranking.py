@@ -13,6 +13,7 @@ from torch import Tensor
 
 Seen = tuple[Tensor, Tensor]
 INT32 = torch.iinfo(torch.int32)
+NEVER = INT32.max  # rank of what can't be recommended
 
 
 def target_ranks(scores_BV: Tensor, target_B: Tensor, seen: Seen | None = None) -> Tensor:
@@ -41,6 +42,18 @@ def target_ranks(scores_BV: Tensor, target_B: Tensor, seen: Seen | None = None) 
         lower_BV[torch.arange(len(target_B), device=target_B.device), target_B] = False
     # Summing bytes is several times faster than count_nonzero of booleans on a CPU.
     return scores_BV.shape[1] - lower_BV.view(torch.uint8).sum(dim=1, dtype=torch.int32).long()
+
+
+def unseen_ranks(scores_BV: Tensor, target_B: Tensor, seen: Seen) -> Tensor:
+    """`target_ranks` without the seen items, and `NEVER` for a target that is one of them.
+
+    Such a target can't be recommended. To give it a rank among the unseen items would tell the model which of the
+    seen ones comes next.
+    """
+    row, item = seen
+    rank_B = target_ranks(scores_BV, target_B, seen)
+    rank_B[row[item == target_B[row]]] = NEVER
+    return rank_B
 
 
 def top_items(scores_BV: Tensor, k: int, seen: Seen | None = None) -> Tensor:

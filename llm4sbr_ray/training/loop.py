@@ -114,7 +114,7 @@ def train_model(
         epoch = counters.epoch + 1
         record: Record = {"epoch": epoch, **_train_epoch(step_module, optimizer, train, config, seed, epoch)}
         began = time.perf_counter()
-        record |= validate(model, valid, config.batch_size)
+        record |= validate(model, valid, config.batch_size, config.rank_seen)
         record["valid_score"] = valid_score(record, config.select_by)
         record["valid_seconds"] = round(time.perf_counter() - began, 3)
         counters.epoch = epoch

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from llm4sbr_ray.artifacts import Facts, Stage
+from llm4sbr_ray.config import MemoryConfig
 from llm4sbr_ray.models.base import SessionBatch
 from llm4sbr_ray.models.build import is_llm4sbr, without_memory
 from llm4sbr_ray.models.memory import MemoryRecommender
-from llm4sbr_ray.models.ranking import metric_sums
+from llm4sbr_ray.models.ranking import Seen, metric_sums
 from llm4sbr_ray.training.batches import Samples
 from llm4sbr_ray.training.counts import train_sessions
 from llm4sbr_ray.training.inputs import parquet_files, read_samples, require_samples, source
@@ -26,13 +27,15 @@ BEST_OF_EACH = 100  # items that each component proposes: a target is ranked amo
 MAX_SCORES = 2**24  # of one batch
 STEPS = (0.2, 0.1, 0.05)  # of the weights
 MIN_SAMPLES = 500  # of a group that has weights of its own
+NEVER = -1.0  # below all probabilities: ranks before no target
+SEEN = -2.0  # of a session's own items where these are left out: a target among them ranks last
 
 
 class Proposals(NamedTuple):
     """Probabilities of N samples, X proposed items a sample."""
 
-    found_CNX: Tensor  # -1 for the target and for repeated ones: they never rank before the target
-    target_CN: Tensor
+    found_CNX: Tensor  # NEVER for the target and for repeated ones
+    target_CN: Tensor  # SEEN for one that is left out
     group_N: Tensor  # int64
 
     def take(self, chosen_N: Tensor) -> Proposals:
@@ -54,7 +57,7 @@ def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
     ways = [valid]
     if is_llm4sbr(name) and valid.intents is not None:  # good with the LLM's answers and without them
         ways.append(replace(valid, intents=None))
-    weight_GC, score = choose_weights(model, ways, config.memory.select_by, config.memory.max_samples)
+    weight_GC, score = choose_weights(model, ways, config.memory, config.train.rank_seen)
     model.weight_GC.copy_(weight_GC)
     seconds = time.perf_counter() - began
     weights = {
@@ -76,7 +79,7 @@ def _group_names(lengths: Sequence[int]) -> list[str]:
 
 
 def choose_weights(
-    model: MemoryRecommender, ways: Sequence[Samples], metric: str, max_samples: int
+    model: MemoryRecommender, ways: Sequence[Samples], config: MemoryConfig, rank_seen: bool
 ) -> tuple[Tensor, float]:
     """Move weight between components as long as a validation metric grows, in ever smaller steps.
 
@@ -90,20 +93,20 @@ def choose_weights(
         With fitted counts, in eval mode.
     ways
         The same validation samples with the LLM's answers and without: the metric is the mean over all.
-    metric
-        "recall@20", "mrr@20" or "ndcg@20".
-    max_samples
-        Of each way, drawn from a fixed seed.
+    config
+        `select_by`, the metric, and `max_samples` of each way, drawn from a fixed seed.
+    rank_seen
+        Whether a session's own items are ranked too.
 
     Returns
     -------
     weight_GC, score
         Rows that sum to 1, and the metric they reach among the proposed items.
     """
-    parts = [propose(model, samples, max_samples) for samples in ways]
+    parts = [propose(model, samples, config.max_samples, rank_seen) for samples in ways]
     found, targets, groups = zip(*parts, strict=True)
     proposals = Proposals(torch.cat(found, dim=1), torch.cat(targets, dim=1), torch.cat(groups))
-    return weights_of_groups(proposals, len(model.weight_GC), metric)
+    return weights_of_groups(proposals, len(model.weight_GC), config.select_by)
 
 
 def weights_of_groups(proposals: Proposals, groups: int, metric: str) -> tuple[Tensor, float]:
@@ -159,27 +162,35 @@ def _moved(weight_C: Tensor, source: int, target: int, step: float) -> Tensor:
 
 
 @torch.inference_mode()
-def propose(model: MemoryRecommender, samples: Samples, max_samples: int) -> Proposals:
-    """What each component says of the best items of all components, and of the target."""
+def propose(model: MemoryRecommender, samples: Samples, max_samples: int, rank_seen: bool) -> Proposals:
+    """What each component says of the best items of all components, and of the target.
+
+    Without seen items none of them is proposed, and a target that is one ranks after all that are.
+    """
     n = min(len(samples), max_samples)
     chosen_N = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:n].sort().values
     size = max(1, MAX_SCORES // model.n_items)
     found, targets, groups = [], [], []
     for rows_B in chosen_N.split(size):
         batch, target_B = samples.batch(rows_B)
-        found_CBX, target_CB = _propose(model, batch, target_B)
+        found_CBX, target_CB = _propose(model, batch, target_B, None if rank_seen else samples.seen(rows_B))
         found.append(found_CBX)
         targets.append(target_CB)
         groups.append(model.group_of(batch.length_B))
     return Proposals(torch.cat(found, dim=1), torch.cat(targets, dim=1), torch.cat(groups))
 
 
-def _propose(model: MemoryRecommender, batch: SessionBatch, target_B: Tensor) -> tuple[Tensor, Tensor]:
+def _propose(
+    model: MemoryRecommender, batch: SessionBatch, target_B: Tensor, seen: Seen | None
+) -> tuple[Tensor, Tensor]:
     parts = list(model.distributions(batch))
+    if seen is not None:
+        for part_BV in parts:
+            part_BV[seen] = SEEN
     k = min(BEST_OF_EACH, model.n_items)
     item_BX = torch.cat([part_BV.topk(k, dim=1).indices for part_BV in parts], dim=1).sort(dim=1).values
     repeated_BX = torch.zeros_like(item_BX, dtype=torch.bool)
     repeated_BX[:, 1:] = item_BX[:, 1:] == item_BX[:, :-1]
     never_BX = repeated_BX | (item_BX == target_B[:, None])
-    found_CBX = torch.stack([part_BV.gather(1, item_BX).masked_fill(never_BX, -1) for part_BV in parts])
+    found_CBX = torch.stack([part_BV.gather(1, item_BX).masked_fill(never_BX, NEVER) for part_BV in parts])
     return found_CBX, torch.stack([part_BV.gather(1, target_B[:, None])[:, 0] for part_BV in parts])

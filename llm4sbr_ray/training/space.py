@@ -44,6 +44,7 @@ NOT_SEARCHED = frozenset(
         "gpus_per_worker",
         "cpus_per_worker",
         "select_by",
+        "rank_seen",
         "max_failures",
     )
 )

@@ -38,7 +38,7 @@ from llm4sbr_ray.training.tuned import require_known_owners, run_for_model
 # Settings that do not change what is learnt, and those that only LLM4SBR has.
 OPERATIONAL = {"models", "seeds", "gpus_per_worker", "cpus_per_worker", "max_failures"}
 # Settings that runs of earlier versions don't have: at their default what was trained without them counts as trained.
-LATER = {"loss", "sampled_above", "negatives", "negatives_by", "gbce_t", "label_smoothing"}
+LATER = {"loss", "sampled_above", "negatives", "negatives_by", "gbce_t", "label_smoothing", "rank_seen"}
 LATER |= {"schedule", "warm_up", "accumulate", "precision", "min_workers", "shard_items", "random_prefixes"}
 LLM4SBR_ONLY = {"fusion", "text_start", "alignment", "uniformity", "predictor"}
 TEXTS_ONLY = {"text_spread", "text_smoothing"}  # "+text" models read them too

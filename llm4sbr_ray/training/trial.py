@@ -70,7 +70,8 @@ def _count_record(stage: Stage, model: str, seed: int) -> Record:
     facts = fit_count_model(stage, model, seed)
     run, config = stage.run, stage.run.config
     samples = read_samples(run, source(run, model, "valid"))
-    metrics = validate(load_model(stage.store, model, seed), samples, config.evaluate.batch_size)
+    fitted = load_model(stage.store, model, seed)
+    metrics = validate(fitted, samples, config.evaluate.batch_size, config.train.rank_seen)
     rate = facts["samples_per_second"]
     seconds = round(facts["rows"] / rate, 3)
     record: Record = {"epoch": 1, "samples": facts["rows"], "seconds": seconds, "samples_per_second": rate}

@@ -1,4 +1,4 @@
-"""Validation metrics: full ranking over the catalogue, seen items ranked, ties against the model."""
+"""Validation metrics: full ranking over the catalogue, with seen items or without, ties against the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from llm4sbr_ray.models.base import Recommender, SessionBatch, SessionVectors
 from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.plain import PlainRecommender
-from llm4sbr_ray.models.ranking import metric_sums, target_ranks
+from llm4sbr_ray.models.ranking import Seen, metric_sums, target_ranks, unseen_ranks
 from llm4sbr_ray.models.row_shards import ShardedEmbedding
 from llm4sbr_ray.models.sharded_softmax import sharded_ranks
 from llm4sbr_ray.training.batches import Samples
@@ -21,8 +21,14 @@ MAX_SCORES = 1 << 26  # of one batch: 256 MB in float32, however large the catal
 
 
 @torch.inference_mode()
-def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str, float]:
+def validate(model: Recommender, samples: Samples, batch_size: int, rank_seen: bool) -> dict[str, float]:
     """Mean Recall@20, MRR@20 and NDCG@20 over the samples; each worker ranks its share of them.
+
+    Parameters
+    ----------
+    rank_seen
+        Whether a session's own items are ranked too. Without them a repeated target is a miss, as in
+        "test_unseen_only" of evaluation.protocol.
 
     Returns
     -------
@@ -37,8 +43,10 @@ def validate(model: Recommender, samples: Samples, batch_size: int) -> dict[str,
     for rows_N in torch.arange(len(samples), device=device).split(batch_size * world_size()):
         rows_B = own_share(rows_N)
         own = len(rows_B)  # a worker may have none
-        batch, target_B = samples.batch(rows_B if own else rows_N[:1])
-        for way, rank_B in _ranks(model, batch, target_B).items():
+        rows_B = rows_B if own else rows_N[:1]
+        batch, target_B = samples.batch(rows_B)
+        seen = None if rank_seen else samples.seen(rows_B)
+        for way, rank_B in _ranks(model, batch, target_B, seen).items():
             for metric, value in metric_sums(rank_B[:own], (K,)).items():
                 name = f"valid_{way}{metric}"
                 sums[name] = sums[name] + value if name in sums else value
@@ -53,16 +61,21 @@ def valid_score(metrics: dict[str, Any], metric: str) -> float:
     return float(sum(scores) / len(scores))
 
 
-def _ranks(model: Recommender, batch: SessionBatch, target_B: Tensor) -> dict[str, Tensor]:
+def _ranks(model: Recommender, batch: SessionBatch, target_B: Tensor, seen: Seen | None) -> dict[str, Tensor]:
     """Ranks of the targets; of LLM4SBR with intents also LLM-free."""
     if not isinstance(model, LLM4SBR | PlainRecommender):
-        return {"": target_ranks(model.score(batch), target_B)}
+        return {"": _ranked(model.score(batch), target_B, seen)}
     table = model.backbone.item_embedding
     vectors = _session_vectors(model, batch)
     if isinstance(table, ShardedEmbedding):
+        assert seen is None, "TrainConfig allows rank_seen: false for whole tables alone"
         return {way: sharded_ranks(session_BD, table, target_B) for way, session_BD in vectors.items()}
     item_VD = model.backbone.item_vectors()
-    return {way: target_ranks(session_BD @ item_VD.T, target_B) for way, session_BD in vectors.items()}
+    return {way: _ranked(session_BD @ item_VD.T, target_B, seen) for way, session_BD in vectors.items()}
+
+
+def _ranked(scores_BV: Tensor, target_B: Tensor, seen: Seen | None) -> Tensor:
+    return target_ranks(scores_BV, target_B) if seen is None else unseen_ranks(scores_BV, target_B, seen)
 
 
 def _session_vectors(model: LLM4SBR | PlainRecommender, batch: SessionBatch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm4sbr_ray.models.ranking import metric_sums, target_ranks, top_items
+from llm4sbr_ray.models.ranking import NEVER, metric_sums, target_ranks, top_items, unseen_ranks
 
 VALUES = st.sampled_from([-math.inf, -2.5, -1e-40, -0.0, 0.0, 1e-40, 1.0, 1.0 + 2**-23, math.inf, math.nan])
 
@@ -65,6 +65,11 @@ def test_ranks_and_lists_equal_the_definition(
         for k in range(1, len(scores[0]) + 1):
             expected = [naive_order(row, out)[:k] for row, out in zip(scores, sets, strict=True)]
             assert top_items(scores_BV, k, seen).tolist() == expected
+    expected = [
+        NEVER if target in out else naive_rank(row, target, out)
+        for row, target, out in zip(scores, targets, sets, strict=True)
+    ]
+    assert unseen_ranks(scores_BV, target_B, indices(pairs)).tolist() == expected
     assert (
         torch.equal(
             scores_BV,

@@ -45,7 +45,7 @@ def test_learns_the_rule_and_keeps_the_best_epoch(run: Run, name: str) -> None:
     best = max(history, key=lambda record: record["valid_score"])
     assert (done.counters.best_epoch, done.counters.best_score) == (best["epoch"], best["valid_score"])
     model.load_state_dict(done.best)
-    for metric, value in validate(model, valid, 64).items():  # whatever the batch size
+    for metric, value in validate(model, valid, 64, rank_seen=True).items():  # whatever the batch size
         assert value == pytest.approx(best[metric]), metric
 
 
@@ -55,16 +55,21 @@ def test_llm4sbr_is_selected_by_the_mean_of_both_ways(run: Run) -> None:
     assert record["valid_score"] == (record["valid_mrr@20"] + record["valid_llm_free_mrr@20"]) / 2
 
 
-def test_validation_equals_a_loop_over_scores(run: Run) -> None:
+@pytest.mark.parametrize("rank_seen", [True, False])
+def test_validation_equals_a_loop_over_scores(run: Run, rank_seen: bool) -> None:
     model, _, valid = parts(run, "srgnn")
     model.eval()
     hits = reciprocal = 0.0
+    valid.target_N[3] = valid.items_C[valid.offset_N1[3]]  # a repeated target
     for row in range(len(valid)):
         batch, target = valid.batch(torch.tensor([row]))
         scores = model.score(batch)[0].tolist()
-        rank = sum(score >= scores[int(target)] for score in scores)
+        clicks = set(valid.items_C[valid.offset_N1[row] : valid.offset_N1[row + 1]].tolist())
+        left_out = set() if rank_seen else clicks
+        ranked = [score for item, score in enumerate(scores) if item not in left_out]
+        rank = 999 if int(target) in left_out else sum(score >= scores[int(target)] for score in ranked)
         hits, reciprocal = hits + (rank <= 20), reciprocal + (1 / rank if rank <= 20 else 0)
-    metrics = validate(model, valid, 7)
+    metrics = validate(model, valid, 7, rank_seen)
     assert metrics["valid_recall@20"] == pytest.approx(hits / len(valid))
     assert metrics["valid_mrr@20"] == pytest.approx(reciprocal / len(valid), rel=1e-4)
 

@@ -10,7 +10,7 @@ from planted_run import planted_config, planted_run
 
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.memory import MemoryRecommender
-from llm4sbr_ray.models.ranking import metric_sums, target_ranks
+from llm4sbr_ray.models.ranking import metric_sums, target_ranks, unseen_ranks
 from llm4sbr_ray.training import memory
 from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import load_model
@@ -37,17 +37,23 @@ def test_counts_are_mixed_in_where_the_network_has_not_learnt(tmp_path: Path) ->
         assert mixed > 0.8 > alone
 
 
-def test_the_score_of_a_choice_is_that_of_the_whole_ranking(tmp_path: Path) -> None:
-    run = planted_run(planted_config(str(tmp_path), models=("srgnn+memory",), epochs=1))
+@pytest.mark.parametrize("rank_seen", [True, False])
+def test_the_score_of_a_choice_is_that_of_the_whole_ranking(tmp_path: Path, rank_seen: bool) -> None:
+    run = planted_run(planted_config(str(tmp_path), models=("srgnn+memory",), epochs=1, rank_seen=rank_seen))
     train(run)
     model = load_model(run, "srgnn+memory", 0)
     assert isinstance(model, MemoryRecommender)
     valid = read_samples(run, source(run, "srgnn+memory", "valid"))
-    chosen_GC, score = choose_weights(model, [valid], "ndcg@20", 10_000)
+    chosen_GC, score = choose_weights(model, [valid], run.config.memory, rank_seen)
     torch.testing.assert_close(chosen_GC, model.weight_GC)
-    batch, target_B = valid.batch(torch.arange(len(valid)))
+    valid.target_N[::5] = valid.items_C[valid.offset_N1[:-1:5]].long()  # repeats
+    chosen_GC, score = choose_weights(model, [valid], run.config.memory, rank_seen)
+    model.weight_GC.copy_(chosen_GC)
+    rows_N = torch.arange(len(valid))
+    batch, target_B = valid.batch(rows_N)
     with torch.inference_mode():
-        rank_B = target_ranks(model.score(batch), target_B)
+        scores_BV, seen = model.score(batch), valid.seen(rows_N)
+        rank_B = target_ranks(scores_BV, target_B) if rank_seen else unseen_ranks(scores_BV, target_B, seen)
     # 100 items of each component are proposed: here, all 60.
     assert score == pytest.approx(float(metric_sums(rank_B, (20,))["ndcg@20"]) / len(valid), rel=1e-4)
 

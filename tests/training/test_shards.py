@@ -153,6 +153,8 @@ def test_what_cannot_be_shared_is_refused() -> None:
         require_shardable("dhcn", 600, 3)
     with pytest.raises(ValueError, match="leave accumulate at 1"):
         TrainConfig(shard_items=True, accumulate=2)
+    with pytest.raises(ValueError, match="leave rank_seen at true"):
+        TrainConfig(shard_items=True, rank_seen=False)
 
 
 def test_blocks_cover_all_rows() -> None:
