@@ -71,6 +71,7 @@ def write_trials(store: Store, config: RunConfig, model: str, space: Space, resu
     details = {
         "model": model,
         "metric": config.train.select_by,
+        "rank_seen": config.train.rank_seen,
         "seed": config.train.seeds[0],
         "space": {name: asdict(domain) for name, domain in space.items()},
         "current": {name: read_setting(config, name) for name in space},
