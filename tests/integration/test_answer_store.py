@@ -17,6 +17,7 @@ from llm4sbr_ray.perspectives.outputs import questions
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 FORMED = ("category-need", "summary", "next-candidate")
 OFFERED = 6  # candidates
+ASKED = 60  # test samples: seven perspectives ask about each
 USE = {"name": "use", "level": "item", "anchor": "global", "instruction": "What is it for? Only output that."}
 TAGS = {"name": "tags", "level": "item", "anchor": "local", "from_field": "attributes"}
 STEADY = {"name": "steady", "anchor": "global", "instruction": "Name an item like all of these. Only output its name."}
@@ -35,6 +36,10 @@ def second_run(pipeline_run: Run) -> Run:
     for name in ("data", "pocket-lm"):
         run.fs.create_dir(run.path(name))
         pa.fs.copy_files(pipeline_run.path(name), run.path(name))
+    samples = run.read_table("data", "test")
+    assert len(samples) > ASKED
+    run.delete("data/test")
+    run.write_table(samples.slice(0, ASKED), "data", "test", "part-00000.parquet")
     manifest = pipeline_run.manifest()
     manifest["stages"] = {name: manifest["stages"][name] for name in ("ingest", "pocket-lm")}
     run.write_json(manifest, "run.json")
