@@ -120,9 +120,8 @@ def test_workers_with_a_part_of_the_items_each_go_on_from_their_parts(unbroken: 
     assert weights["backbone.item_embedding.weight"].shape == (N_ITEMS + 1, run.config.model.width)
     best = max(ours, key=lambda record: record["valid_score"])
     valid = read_samples(run, source(run, MODEL, "valid"))
-    for metric, value in validate(
-        load_model(run, MODEL, 0), valid, 64, rank_seen=True
-    ).items():  # of the whole table, put together
+    together = load_model(run, MODEL, 0)
+    for metric, value in validate(together, valid, 64, rank_seen=True).items():
         assert value == pytest.approx(best[metric], rel=1e-3), metric
 
 
