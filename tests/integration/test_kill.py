@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,12 @@ def engine_of(cluster: Cluster) -> tuple[Any, psutil.Process] | None:
 def committed(run: Run) -> set[str]:
     """Keys of the blocks that Ray Data has recorded as written."""
     done = run.below(".partial/perspectives/out/work/done/round-0")
-    files = [path for path in done.files(suffix=".parquet") if "pending" not in path]
-    return {str(key) for path in files for key in pq.read_table(path, filesystem=run.fs)["prompt_key"].to_pylist()}
+    return set().union(*(keys_in(path) for path in done.files(suffix=".parquet") if "pending" not in path))
+
+
+@cache  # a block is asked for many times a second, beside the engine, and never changes
+def keys_in(path: str) -> frozenset[str]:
+    return frozenset(pq.read_table(path)["prompt_key"].to_pylist())
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], what: str) -> Any:
