@@ -27,14 +27,14 @@ BEST_OF_EACH = 100  # items that each component proposes: a target is ranked amo
 MAX_SCORES = 2**24  # of one batch
 STEPS = (0.2, 0.1, 0.05)  # of the weights
 MIN_SAMPLES = 500  # of a group that has weights of its own
-NEVER = -1.0  # below all probabilities: ranks before no target
+BELOW_ALL = -1.0  # below all probabilities: ranks before no target
 SEEN = -2.0  # of a session's own items where these are left out: a target among them ranks last
 
 
 class Proposals(NamedTuple):
     """Probabilities of N samples, X proposed items a sample."""
 
-    found_CNX: Tensor  # NEVER for the target and for repeated ones
+    found_CNX: Tensor  # BELOW_ALL for the target and for repeated ones
     target_CN: Tensor  # SEEN for one that is left out
     group_N: Tensor  # int64
 
@@ -192,5 +192,5 @@ def _propose(
     repeated_BX = torch.zeros_like(item_BX, dtype=torch.bool)
     repeated_BX[:, 1:] = item_BX[:, 1:] == item_BX[:, :-1]
     never_BX = repeated_BX | (item_BX == target_B[:, None])
-    found_CBX = torch.stack([part_BV.gather(1, item_BX).masked_fill(never_BX, NEVER) for part_BV in parts])
+    found_CBX = torch.stack([part_BV.gather(1, item_BX).masked_fill(never_BX, BELOW_ALL) for part_BV in parts])
     return found_CBX, torch.stack([part_BV.gather(1, target_B[:, None])[:, 0] for part_BV in parts])
