@@ -44,7 +44,7 @@ def pages() -> list[Path]:
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Rows of a Markdown table: name, default, the comment beside the field in config.py."""
+    """Rows of a Markdown table: name, default, the comment beside the field in llm4sbr_ray/config."""
     said = dict(FIELD.findall(inspect.getsource(model)))
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -65,7 +65,7 @@ def _short(value: object) -> str:
 
 def settings_page() -> str:
     head = "# Settings\n\nEach is `--name value` on the command line of a job, and a key of its YAML file. "
-    head += "How they are written: `llm4sbr_ray/config.py`.\n\n| setting | default | |\n|---|---|---|\n"
+    head += "How they are written: `llm4sbr_ray/config/`.\n\n| setting | default | |\n|---|---|---|\n"
     return head + "\n".join(settings(RunConfig)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The page of all settings, made from config.py, leaves none out."""
+"""The page of all settings, made from llm4sbr_ray/config, leaves none out."""
 
 from __future__ import annotations
 
