@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from llm4sbr_ray.config.section import Bounds, Section
 
@@ -91,16 +91,7 @@ class Neighbours(Section):
 
 
 class MemoryConfig(Section):
-    """What a "+memory" model mixes its network with (models/memory.py); settings of the parts: `neighbours`."""
+    """What a "+memory" model weighs its network together with (models/memory.py); its parts' settings: `neighbours`."""
 
     parts: tuple[Literal["itemknn", "rules", "sknn", "stan", "vmis"], ...] = ("rules", "stan", "itemknn")
-    select_by: Literal["recall@20", "mrr@20", "ndcg@20"] = "ndcg@20"  # validation metric that the weights maximise
-    max_samples: int = Field(default=20_000, ge=1)  # validation samples that they are chosen on
-    lengths: tuple[int, ...] = (1, 2, 5)  # sessions of up to so many clicks, and longer ones, have weights of their own
-
-    @field_validator("lengths")
-    @classmethod
-    def _ascending(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if list(lengths) != sorted(set(lengths)) or any(length < 1 for length in lengths):
-            raise ValueError("give ascending numbers of clicks, as [1, 2, 5]")
-        return lengths
+    max_samples: int = Field(default=20_000, ge=1)  # validation samples that the weights are fitted to

@@ -1,7 +1,7 @@
 """Names to models: "popularity", "sknn", ..., "<backbone>", and a backbone with suffixes.
 
 "<backbone>+llm4sbr" is the method; "<backbone>+text" the backbone alone, its item embeddings started from the item
-texts (what of the gain is that?); a neural model that ends in "+memory" is mixed with counts (`models.memory`).
+texts (what of the gain is that?); a neural model that ends in "+memory" also weighs counts (`models.memory`).
 """
 
 from __future__ import annotations
@@ -81,13 +81,18 @@ def reads_texts(name: str) -> bool:
     return is_llm4sbr(name) or without_memory(name).endswith(TEXT_SUFFIX)
 
 
+def needs_text_table(name: str) -> bool:
+    """Whether the built model holds the items' texts: "+text" alone starts from them and then knows them no more."""
+    return is_llm4sbr(name) or (reads_texts(name) and has_memory(name))
+
+
 def backbone_of(name: str) -> str:
     """The name without its suffixes; of a count model its own."""
     return without_memory(name).removesuffix(LLM4SBR_SUFFIX).removesuffix(TEXT_SUFFIX)
 
 
 def has_memory(name: str) -> bool:
-    """Whether the model is a trained network mixed with counts."""
+    """Whether the model is a trained network weighed together with counts."""
     return name.endswith(MEMORY_SUFFIX)
 
 
@@ -116,26 +121,27 @@ def build_model(
     config, neighbours
         Settings of neural models, and of session-kNN.
     anchors, item_text_VE
-        For "<backbone>+llm4sbr" alone: the anchor of each perspective, and the items' text embeddings.
+        The anchor of each perspective, and the items' text embeddings, where `needs_text_table`.
     memory
-        Which count models a "+memory" model mixes in; None: the defaults.
+        Which count models a "+memory" model weighs in; None: the defaults.
 
     Raises
     ------
     UserError
-        Unknown name, or a "+llm4sbr" model without item texts.
+        Unknown name, or a model that needs item texts without them.
     """
     require_known(name)
+    if needs_text_table(name) and item_text_VE is None:
+        raise UserError(f"train.models: {name!r} needs the items' text embeddings: run the perspectives first")
     if has_memory(name):
         network = build_model(without_memory(name), n_items, config, neighbours, anchors, item_text_VE)
         memory = memory or MemoryConfig()
         counts: dict[str, CountModel] = {part: COUNT_MODELS[part](n_items, neighbours) for part in memory.parts}
-        return MemoryRecommender(network, counts, n_items, memory.lengths)
+        return MemoryRecommender(network, counts, n_items, item_text_VE if needs_text_table(name) else None)
     if is_count_model(name):
         return COUNT_MODELS[name](n_items, neighbours)
     backbone = BACKBONES[backbone_of(name)](n_items, config)
     if not is_llm4sbr(name):
         return PlainRecommender(backbone)
-    if item_text_VE is None:
-        raise UserError(f"train.models: {name!r} needs the items' text embeddings: run the perspectives first")
+    assert item_text_VE is not None  # said above
     return LLM4SBR(backbone, item_text_VE, anchors, config)

@@ -1,24 +1,25 @@
-"""A neural model mixed with what the train sessions simply show: which item followed which (ours).
+"""A neural model weighed together with what the train sessions simply show (ours).
 
 Networks generalise, counts remember: the item that followed the last click in three train sessions is a strong guess
-that a dot product of two vectors blurs. With the probabilities of the network and those of C components that count,
+that a dot product of two vectors blurs. With s_j the network's score of item j,
 
-    p(j | session) = w_0 n(j) + w_1 n(j | new) + sum_c w_c m_c(j | new)          w >= 0, sum w = 1
+    score_j = w_net s_j + sum_c w_c log(1 + m_c(j) / EPSILON) + w_held [j in session]
+              + w_popular log(1 + clicks of j) + w_recent log(1 + late clicks of j) + w_texts cos(text of j, of session)
 
-where n is the softmax of the network's scores, m_c a count model's score, and "| new" means normalised over the items
-that the session doesn't hold yet. Where sessions never repeat an item, w_1 takes the place of w_0; where they do, the
-network says how likely a repeat is. A count model that knows nothing of a session has no mass. kNN-LM (Khandelwal et
-al., ICLR 2020) mixes a language model with its neighbours in this way. The weights are chosen on validation data
-(`training.memory`); the network isn't trained again.
+where m_c(j) is the share of item j in what count model c says of the items that the session doesn't hold yet, late
+clicks are those of the last train sessions, and texts are there where the network reads them. So the softmax of the
+scores is a logarithmic opinion pool (Heskes, NIPS 1997): experts that multiply, each sharper or flatter by its weight,
+where a sum of probabilities, as kNN-LM has it (Khandelwal et al., ICLR 2020), follows whichever expert is surest. The
+weights are a conditional logit (McFadden, 1974), fitted to validation sessions (`training.memory`); the network isn't
+trained again.
 
-A short session says little that counts could be sure of, a long one much: the weights depend on the session's length.
-
-Shapes, besides those of `models.base`: C components, the network's two first; G groups of session lengths.
+Shapes, besides those of `models.base`: C components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,73 +27,99 @@ from torch import Tensor, nn
 
 from llm4sbr_ray.models.base import CountModel, Recommender, SessionBatch
 
+EPSILON = 3e-3  # share of a count model's mass that is worth log 2
 TIE_BREAK = 2e-7  # above what count models add to order items that they have not counted
-NETWORK = ("network", "network, new items")
+RECENT = 0.1  # of the train sessions, the last ones
+NETWORK, HELD, POPULAR, LATELY, TEXTS = "network", "held", "popular", "popular lately", "texts"
 
 
 class MemoryRecommender(Recommender):
-    """The mixture; as it is made the network has all the weight.
+    """The weighed sum; as it is made it scores as its network does.
 
     Parameters
     ----------
     network
         A trained neural model.
     counts
-        The count models to mix in, by name.
+        The count models to weigh in, by name.
     n_items
         V.
-    lengths
-        Ascending: sessions of at most so many clicks are a group each, longer ones the last group.
+    item_text_VE
+        float32, L2-normalised, zeros for items without text; None: the network reads no texts, nor does this model.
+        A constant: not in the state dict.
     """
 
-    weight_GC: Tensor  # float32, rows sum to 1; in the order of `components`
-    length_G1: Tensor  # int64, `lengths`
+    weight_C: Tensor  # float32, in the order of `components`
+    popular_V: Tensor  # log(1 + clicks)
+    lately_V: Tensor
+    item_text_VE: Tensor | None
 
     def __init__(
-        self, network: Recommender, counts: Mapping[str, CountModel], n_items: int, lengths: Sequence[int] = ()
+        self,
+        network: Recommender,
+        counts: Mapping[str, CountModel],
+        n_items: int,
+        item_text_VE: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network: Recommender = network
         self.counts, self.n_items = nn.ModuleDict(counts), n_items
-        self.components = (*NETWORK, *counts)
-        self.register_buffer("length_G1", torch.tensor(lengths, dtype=torch.int64))
-        self.register_buffer("weight_GC", torch.eye(len(self.components))[0].repeat(len(lengths) + 1, 1))
+        self.components = (NETWORK, HELD, *counts, POPULAR, LATELY, *([TEXTS] if item_text_VE is not None else []))
+        self.register_buffer("weight_C", torch.eye(len(self.components))[0])
+        self.register_buffer("popular_V", torch.zeros(n_items))
+        self.register_buffer("lately_V", torch.zeros(n_items))
+        self.register_buffer("item_text_VE", item_text_VE, persistent=False)
 
     def fit_counts(self, items_N: Tensor, offsets_S1: Tensor) -> None:
         """Count N int64 clicks; session s is items_N[offsets_S1[s] : offsets_S1[s + 1]], in time order where known."""
         for model in self._counts():
             model.fit(items_N, offsets_S1)
+        sessions = len(offsets_S1) - 1
+        late = int(offsets_S1[sessions - round(RECENT * sessions)])
+        self.popular_V = torch.bincount(items_N, minlength=self.n_items).float().log1p()
+        self.lately_V = torch.bincount(items_N[late:], minlength=self.n_items).float().log1p()
 
-    def distributions(self, batch: SessionBatch) -> Iterator[Tensor]:
-        """Each component's probabilities, B x V float32, one after the other: rows sum to 1, or to 0."""
-        return self.parts_of(self.network.score(batch), batch)
+    def with_items(self, text_NE: Tensor) -> MemoryRecommender:
+        """The same model with N more items, V..V+N-1: nobody has clicked them, but they have texts."""
+        more = copy.copy(self)
+        more._buffers = dict(self._buffers)
+        if self.item_text_VE is not None:
+            more.item_text_VE = torch.cat([self.item_text_VE, text_NE])
+        return more
 
-    def parts_of(self, scores_BV: Tensor, batch: SessionBatch) -> Iterator[Tensor]:
-        """`distributions` from the network's scores, which may have items beyond V: nobody has clicked those."""
-        network_BV = scores_BV.softmax(dim=1)
+    def features(self, batch: SessionBatch) -> Iterator[Tensor]:
+        """What each component says, B x V float32, one after the other."""
+        return self.features_from(self.network.score(batch), batch)
+
+    def features_from(self, scores_BV: Tensor, batch: SessionBatch) -> Iterator[Tensor]:
+        """`features` from the network's scores, which may have items beyond V."""
         beyond = (0, scores_BV.shape[1] - self.n_items)
-        held_BV = F.pad(_held_items(batch, self.n_items), beyond)
-        yield network_BV
-        yield _normalised(network_BV.masked_fill(held_BV, 0))
+        held_BV = _held_items(batch, self.n_items)
+        yield scores_BV
+        yield F.pad(held_BV.to(scores_BV), beyond)
         for model in self._counts():
-            counted_BV = F.pad(model.score(batch), beyond)
-            yield _normalised(counted_BV.masked_fill(held_BV | (counted_BV <= TIE_BREAK), 0))
+            yield F.pad(_counted(model.score(batch), held_BV), beyond)
+        yield F.pad(self.popular_V, beyond).expand_as(scores_BV)
+        yield F.pad(self.lately_V, beyond).expand_as(scores_BV)
+        if self.item_text_VE is not None:
+            yield _session_texts(batch, self.item_text_VE) @ self.item_text_VE.T
+
+    def network_weight(self) -> Tensor:
+        """Scalar."""
+        return self.weight_C[0]
 
     def score(self, batch: SessionBatch) -> Tensor:
-        """scores_BV: p(j | session)."""
-        weight_CB1 = self.weights_of(batch).T[..., None]
-        scores_BV = torch.zeros((), device=weight_CB1.device)
-        for weight_B1, part_BV in zip(weight_CB1, self.distributions(batch), strict=True):
-            scores_BV = scores_BV + weight_B1 * part_BV
-        return scores_BV
+        network_BV, memory_BV = self.split(self.network.score(batch), batch)
+        return network_BV + memory_BV
 
-    def group_of(self, length_B: Tensor) -> Tensor:
-        """Which group of lengths each session is in, int64."""
-        return torch.bucketize(length_B, self.length_G1)
-
-    def weights_of(self, batch: SessionBatch) -> Tensor:
-        """B x C."""
-        return self.weight_GC[self.group_of(batch.length_B)]
+    def split(self, scores_BV: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """The network's part of the scores, from its own, and the memory's: all the others."""
+        parts = zip(self.weight_C, self.features_from(scores_BV, batch), strict=True)
+        network_weight, network_BV = next(parts)
+        memory_BV = torch.zeros_like(network_BV)
+        for weight, part_BV in parts:
+            memory_BV += weight * part_BV
+        return network_weight * network_BV, memory_BV
 
     def _counts(self) -> Iterator[CountModel]:
         for model in self.counts.values():
@@ -107,5 +134,15 @@ def _held_items(batch: SessionBatch, n_items: int) -> Tensor:
     return held_BV1[:, :-1]
 
 
-def _normalised(mass_BV: Tensor) -> Tensor:
-    return mass_BV / mass_BV.sum(dim=1, keepdim=True).clamp_min(1e-12)
+def _counted(score_BV: Tensor, held_BV: Tensor) -> Tensor:
+    """log(1 + m / EPSILON); a count model that knows nothing of a session says 0 of every item."""
+    mass_BV = score_BV.masked_fill(held_BV | (score_BV <= TIE_BREAK), 0)
+    return (mass_BV / (EPSILON * mass_BV.sum(dim=1, keepdim=True).clamp_min(1e-12))).log1p()
+
+
+def _session_texts(batch: SessionBatch, item_text_VE: Tensor) -> Tensor:
+    """The mean text of the clicks, L2-normalised, B x E."""
+    clicked_BL = torch.arange(batch.items_BL.shape[1], device=batch.items_BL.device) < batch.length_B[:, None]
+    first_BL = batch.items_BL.masked_fill(~clicked_BL, 0)  # any item: padding has weight 0
+    sum_BE = F.embedding_bag(first_BL, item_text_VE, mode="sum", per_sample_weights=clicked_BL.to(item_text_VE))
+    return F.normalize(sum_BE, dim=1)

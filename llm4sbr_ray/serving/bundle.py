@@ -38,7 +38,7 @@ from llm4sbr_ray.serving.cache import KEY_BYTES, CachedIntents, session_key
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.training.load import DESCRIPTION
 
-FORMAT = 1  # raised with every change that an older or newer service cannot read
+FORMAT = 2  # raised with every change that an older or newer service cannot read
 MAX_INTENTS = 50_000  # sessions that the cache starts with
 MODEL, TEXT, ITEMS, INTENTS = "model.safetensors", "item_text.safetensors", "items.parquet", "intents.parquet"
 INTENT_COLUMNS = ["items", "intent_items", "intent_weights", "grounded"]
@@ -134,7 +134,7 @@ class Bundle:
         return network
 
     def memory(self) -> MemoryRecommender | None:
-        """The mixture of a +memory model."""
+        """The whole of a +memory model."""
         model = self._recommender() if has_memory(self.manifest.model) else None
         return model if isinstance(model, MemoryRecommender) else None
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llm4sbr_ray.serving.catalogue import Catalogue
 from llm4sbr_ray.serving.ranker import Ranking, Reasons, shares
 
-DECIMALS = 9  # of numbers in answers: probabilities of large catalogues are small
+DECIMALS = 9  # of numbers in answers
 CLICKS = 3  # named for a recommended item
 EXAMPLES = 2  # titles named in a sentence
 EXAMPLE_CHARS = 60  # of each

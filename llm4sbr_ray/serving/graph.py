@@ -140,7 +140,7 @@ class Fused:
         """This graph with more items beside its `n_items`; what it was asked before it still answers by itself."""
         more = Fused.__new__(Fused)
         more.model, more._encoder, more._cache, more._misses = self.model, self._encoder, self._cache, self._misses
-        more._ranker = self._ranker.with_items(placed.vector_ND)
+        more._ranker = self._ranker.with_items(placed.vector_ND, placed.text_NE)
         more._read_as = dict(enumerate(placed.nearest_N, start=n_items))
         return more
 

@@ -46,6 +46,7 @@ class Placed:
     """Where N new items stand among the known ones; they are items V..V+N-1."""
 
     vector_ND: Tensor
+    text_NE: Tensor
     nearest_N: list[int]  # the known item that each is read as when it is clicked
 
 
@@ -67,4 +68,4 @@ def place(title_NE: FloatArray, model: LLM4SBR, clicks_V: NDArray[np.int32]) -> 
     gram_FF = weighted_VF.T @ with_one_VF + RIDGE * torch.eye(with_one_VF.shape[1])
     map_FD = torch.linalg.solve(gram_FF, weighted_VF.T @ model.backbone.item_vectors())
     vector_ND = torch.cat([title, torch.ones(len(title), 1)], dim=1) @ map_FD
-    return Placed(vector_ND, (title @ text_VE.T).argmax(dim=1).tolist())
+    return Placed(vector_ND, title, (title @ text_VE.T).argmax(dim=1).tolist())

@@ -20,7 +20,7 @@ from llm4sbr_ray.models.llm4sbr import LLM4SBR
 from llm4sbr_ray.models.memory import MemoryRecommender
 from llm4sbr_ray.serving.cache import CachedIntents
 from llm4sbr_ray.serving.nearest import Extended, IndexKind, build_search
-from llm4sbr_ray.serving.scores import Mixture, Products, Scores, Split
+from llm4sbr_ray.serving.scores import Products, Remembered, Scores
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class RankQuery:
 class Reasons:
     """What each perspective, and the memory, did for the ranked items."""
 
-    # part_p . v_j, summing over P to the score without the boost. With a memory, scores are probabilities: each
-    # perspective's share in the network's part of it (by |part_p . v_j|), summing with memory_k to the score.
+    # part_p . v_j, by the network's weight where there is a memory. With memory_k they add up to the score without the
+    # boost.
     contribution_kP: NDArray[np.float32]
     memory_k: NDArray[np.float32] | None  # None: there is no memory
     gate_P: NDArray[np.float32]
@@ -87,12 +87,12 @@ class Ranker:
     index
         How the catalogue is searched: by whole products, or by a quantised index whose shortlist is scored exactly.
     memory
-        The mixture that `model` is the network of, if it is one.
+        The model that `model` is the network of, where there is one.
 
     Raises
     ------
     UserError
-        A memory with a quantised index: a mixture needs the network's scores of the whole catalogue.
+        A memory with a quantised index: a memory says something of every item.
     """
 
     def __init__(
@@ -113,11 +113,13 @@ class Ranker:
             self._near = build_search(model.item_intents(), index, clustered=True)
 
     @torch.inference_mode()
-    def with_items(self, vector_ND: Tensor) -> Ranker:
+    def with_items(self, vector_ND: Tensor, text_NE: Tensor) -> Ranker:
         """This ranker with N more items, V..V+N-1; what perspectives are shown by stays as it is."""
         more = copy.copy(self)
         more._item_VD = torch.cat([self._item_VD, vector_ND])
         more._best, more._n_items = Extended(self._best, self._n_items, vector_ND), self._n_items + len(vector_ND)
+        if self._memory is not None:
+            more._memory = self._memory.with_items(text_NE)
         return more
 
     @torch.inference_mode()
@@ -151,7 +153,7 @@ class Ranker:
             return Products(self._best, self._item_VD, session_BD)
         n_known = self._memory.n_items
         batch = pad_sessions([list(query.items) for query in queries], n_known, self._model.config.max_length)
-        return Mixture(self._memory, session_BD @ self._item_VD.T, batch)
+        return Remembered(self._memory, session_BD @ self._item_VD.T, batch)
 
     def _reasons(
         self,
@@ -167,12 +169,16 @@ class Ranker:
         if intents is not None:
             intents = Intents(intents.item_BPR[rows], intents.weight_BPR[rows], intents.grounded_BP[rows])
         item_Bk = nn.utils.rnn.pad_sequence([torch.from_numpy(item_k) for item_k in items], batch_first=True)
-        contribution_BkP = (self._item_VD[item_Bk] @ fused.part_BPD[rows].transpose(1, 2)).numpy()
+        part_BPD = fused.part_BPD[rows]
+        if self._memory is not None:
+            part_BPD = part_BPD * self._memory.network_weight()
+        contribution_BkP = (self._item_VD[item_Bk] @ part_BPD.transpose(1, 2)).numpy()
         predicted_BP = np.ones(z_BPD.shape[:2], dtype=bool) if intents is None else ~intents.grounded_BP.numpy()
         shown_BPR, weight_BPR = (shown.numpy() for shown in self._shown_items(intents, z_BPD))
         return {
             row: Reasons(
-                *_shared_out(contribution_kP[: len(item_k)], scores.split(row, item_k)),
+                contribution_kP[: len(item_k)],
+                scores.memory(row, item_k),
                 gate_P,
                 predicted_P,
                 shown_PR,
@@ -266,15 +272,6 @@ def _with_boosts(best: Best, scores: Scores, row: int, query: RankQuery) -> Best
     boost_n = np.concatenate([best.boost_k, boost_b])
     order_k = np.lexsort((item_n, -score_n))[: query.k]
     return Best(item_n[order_k], score_n[order_k], boost_n[order_k])
-
-
-def _shared_out(
-    contribution_kP: NDArray[np.float32], split: Split | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The network's part of a probability shared out among the perspectives by what each adds to its score."""
-    if split is None:
-        return contribution_kP, None
-    return (shares(contribution_kP) * split.network_k[:, None]).astype(np.float32), split.memory_k
 
 
 def shares(contribution_kP: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
-"""Scores of a batch of sessions: products with the item vectors, or these mixed with a memory of train sessions."""
+"""Scores of a batch of sessions: products with the item vectors, or these and what a memory of train sessions adds."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,13 +17,6 @@ from llm4sbr_ray.serving.nearest import Search
 Floats = NDArray[np.float32]
 
 
-class Split(NamedTuple):
-    """A score as the sum of what network and memory say of an item."""
-
-    network_k: Floats
-    memory_k: Floats
-
-
 class Scores(Protocol):
     def best(self, k: int) -> tuple[Tensor, Tensor]:
         """value_Bk and item_Bk, best first, of equal ones the lower item first; k is at most V."""
@@ -31,8 +24,8 @@ class Scores(Protocol):
     def of(self, row: int, item_k: NDArray[np.int64]) -> Floats:
         """Scores of some items for one session."""
 
-    def split(self, row: int, item_k: NDArray[np.int64]) -> Split | None:
-        """Where a memory is mixed in: the two parts of these scores."""
+    def memory(self, row: int, item_k: NDArray[np.int64]) -> Floats | None:
+        """What the memory adds to these scores; None: there is none."""
 
 
 class Products:
@@ -48,21 +41,16 @@ class Products:
         products_k: Floats = (self._item_VD[torch.from_numpy(item_k)] @ self._session_BD[row]).numpy()
         return products_k
 
-    def split(self, row: int, item_k: NDArray[np.int64]) -> Split | None:
+    def memory(self, row: int, item_k: NDArray[np.int64]) -> Floats | None:
         return None
 
 
-class Mixture:
-    """Probabilities of a `MemoryRecommender`, from the network's scores of the whole catalogue."""
+class Remembered:
+    """Scores of a `MemoryRecommender`, from its network's scores of the whole catalogue."""
 
     def __init__(self, memory: MemoryRecommender, network_BV: Tensor, batch: SessionBatch) -> None:
-        network, new_items, *counted = memory.parts_of(network_BV, batch)
-        weights = memory.weights_of(batch).T[..., None]
-        self._network_BV = weights[0] * network + weights[1] * new_items
-        self._memory_BV = torch.zeros_like(network)
-        for weight, part_BV in zip(weights[2:], counted, strict=True):
-            self._memory_BV += weight * part_BV
-        self._all_BV = self._network_BV + self._memory_BV
+        weighed_BV, self._memory_BV = memory.split(network_BV, batch)
+        self._all_BV = weighed_BV + self._memory_BV
 
     def best(self, k: int) -> tuple[Tensor, Tensor]:
         item_Bk = top_items(self._all_BV, k)
@@ -71,8 +59,8 @@ class Mixture:
     def of(self, row: int, item_k: NDArray[np.int64]) -> Floats:
         return _taken(self._all_BV, row, item_k)
 
-    def split(self, row: int, item_k: NDArray[np.int64]) -> Split | None:
-        return Split(_taken(self._network_BV, row, item_k), _taken(self._memory_BV, row, item_k))
+    def memory(self, row: int, item_k: NDArray[np.int64]) -> Floats | None:
+        return _taken(self._memory_BV, row, item_k)
 
 
 def _taken(table_BV: Tensor, row: int, item_k: NDArray[np.int64]) -> Floats:

@@ -84,7 +84,7 @@ class PerspectiveShare(_Message):
     """What one perspective did for one recommended item."""
 
     name: str
-    contribution: float  # part_p . v_j, or of a +memory model its share in the network's part of the probability
+    contribution: float  # part_p . v_j; of a +memory model times the network's weight
     share: float  # |contribution| over the sum of all |contribution|
 
 

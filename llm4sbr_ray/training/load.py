@@ -12,7 +12,7 @@ from llm4sbr_ray.artifacts import Store
 from llm4sbr_ray.config import MemoryConfig, ModelConfig, Neighbours, RunConfig
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.base import Recommender
-from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr
+from llm4sbr_ray.models.build import build_model, has_memory, is_llm4sbr, needs_text_table
 from llm4sbr_ray.training.checkpoint import Record, Tensors
 
 WEIGHTS, DESCRIPTION, HISTORY = "model.safetensors", "model.json", "history.json"
@@ -43,7 +43,7 @@ def new_model(run: Store, config: RunConfig, model: str) -> Recommender:
         config.model,
         config.neighbours,
         [view.anchor for view in config.perspectives.views],
-        read_item_text(run) if is_llm4sbr(model) else None,
+        read_item_text(run) if needs_text_table(model) else None,
         config.memory,
     )
 
@@ -104,8 +104,8 @@ def load_model(run: Store, model: str, seed: int) -> Recommender:
     if not run.exists(folder, DESCRIPTION):
         raise UserError(f"{run.uri(folder)}: no trained model there: run the train stage (jobs/train.py) first")
     description = run.read_json(folder, DESCRIPTION)
-    item_text_VE = read_item_text(run) if description["perspectives"] else None
-    if item_text_VE is not None and item_text_VE.shape[1] != description["text_width"]:
+    item_text_VE = read_item_text(run) if needs_text_table(model) else None
+    if item_text_VE is not None and description["text_width"] not in (None, item_text_VE.shape[1]):
         raise UserError(
             f"{run.uri('text/items.parquet')}: embeddings of width {item_text_VE.shape[1]}, {model!r} was "
             f"trained with {description['text_width']}: run the train stage again"

@@ -1,21 +1,23 @@
-"""The weights of a `MemoryRecommender`, chosen on validation data: its own stage, after that of the network."""
+"""The weights of a `MemoryRecommender`, fitted to validation data: its own stage, after that of the network."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import permutations
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from llm4sbr_ray.artifacts import Facts, Stage
 from llm4sbr_ray.config import MemoryConfig
 from llm4sbr_ray.models.base import SessionBatch
 from llm4sbr_ray.models.build import is_llm4sbr, without_memory
-from llm4sbr_ray.models.memory import MemoryRecommender
+from llm4sbr_ray.models.memory import HELD, LATELY, NETWORK, POPULAR, MemoryRecommender
 from llm4sbr_ray.models.ranking import Seen, metric_sums
 from llm4sbr_ray.training.batches import Samples
 from llm4sbr_ray.training.counts import train_sessions
@@ -23,23 +25,20 @@ from llm4sbr_ray.training.inputs import parquet_files, read_samples, require_sam
 from llm4sbr_ray.training.load import load_model, new_model, save_model
 
 K = 20
-BEST_OF_EACH = 100  # items that each component proposes: a target is ranked among all that are proposed
+BEST_OF_EACH = 50  # items that the network and each count model propose: a target is weighed against all of them
 MAX_SCORES = 2**24  # of one batch
-STEPS = (0.2, 0.1, 0.05)  # of the weights
-MIN_SAMPLES = 500  # of a group that has weights of its own
-BELOW_ALL = -1.0  # below all probabilities: ranks before no target
-SEEN = -2.0  # of a session's own items where these are left out: a target among them ranks last
+PENALTY = 1e-4  # of the weights' squares
+MAX_STEPS = 200
+EITHER_SIGN = (HELD, POPULAR, LATELY)  # all others speak for an item, or say nothing
 
 
-class Proposals(NamedTuple):
-    """Probabilities of N samples, X proposed items a sample."""
+class Choices(NamedTuple):
+    """What N validation sessions had to choose among: X proposed items a session, some of them void."""
 
-    found_CNX: Tensor  # BELOW_ALL for the target and for repeated ones
-    target_CN: Tensor  # SEEN for one that is left out
-    group_N: Tensor  # int64
-
-    def take(self, chosen_N: Tensor) -> Proposals:
-        return Proposals(self.found_CNX[:, chosen_N], self.target_CN[:, chosen_N], self.group_N[chosen_N])
+    feature_CNX: Tensor
+    target_CN: Tensor
+    void_NX: Tensor  # proposed twice, the target itself, or left out of the ranking
+    proposed_N: Tensor  # whether the target is among the items that were proposed
 
 
 def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
@@ -57,140 +56,113 @@ def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
     ways = [valid]
     if is_llm4sbr(name) and valid.intents is not None:  # good with the LLM's answers and without them
         ways.append(replace(valid, intents=None))
-    weight_GC, score = choose_weights(model, ways, config.memory, config.train.rank_seen)
-    model.weight_GC.copy_(weight_GC)
+    choices = choices_of(model, ways, config.memory, config.train.rank_seen)
+    model.weight_C.copy_(fit_weights(choices, model.components))
+    score = measure(choices, model.weight_C, config.train.select_by)
     seconds = time.perf_counter() - began
-    weights = {
-        group: {part: round(float(w), 4) for part, w in zip(model.components, weight_C, strict=True)}
-        for group, weight_C in zip(_group_names(config.memory.lengths), weight_GC, strict=True)
-    }
+    weights = {part: round(float(w), 4) for part, w in zip(model.components, model.weight_C, strict=True)}
     rate = round(len(valid) / seconds, 1)
     record = {"epoch": 1, "seconds": round(seconds, 3), "samples_per_second": rate, "weights": weights}
-    record[f"valid_{config.memory.select_by}"] = score
+    record[f"valid_{config.train.select_by}"] = score
     save_model(stage.store, config, name, seed, model.n_items, model.state_dict(), [record], best_epoch=1)
-    for group, by_part in weights.items():
-        shown = ", ".join(f"{part} {w:g}" for part, w in by_part.items() if w)
-        print(f"[{stage.name}] {group}: {shown}", flush=True)
+    print(f"[{stage.name}] {', '.join(f'{part} {w:g}' for part, w in weights.items())}", flush=True)
     return {"rows": len(valid), "weights": weights, "valid_score": score}
 
 
-def _group_names(lengths: Sequence[int]) -> list[str]:
-    return [*(f"up to {length} clicks" for length in lengths), "longer" if lengths else "all"]
+def fit_weights(choices: Choices, components: Sequence[str]) -> Tensor:
+    """The conditional logit of the targets among what was proposed, by L-BFGS-B: convex, so there is one answer.
+
+    A session whose target nothing proposed can't be won by weights, and is left out. Where all are, the network
+    keeps all the weight.
+
+    Parameters
+    ----------
+    choices
+        Of validation sessions.
+    components
+        Names, in the order of the features.
+
+    Returns
+    -------
+    weight_C
+        float32.
+    """
+    start_C = np.array([float(part == NETWORK) for part in components])
+    told_N = choices.proposed_N.nonzero()[:, 0]
+    if not len(told_N):
+        return torch.from_numpy(start_C).float()
+    told = Choices(*(part[:, told_N] for part in choices[:2]), *(part[told_N] for part in choices[2:]))
+
+    def loss(weight_C: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        value, gradient_C = negative_log_likelihood(told, torch.from_numpy(weight_C).float())
+        return value + PENALTY * float((weight_C**2).sum()), gradient_C.double().numpy() + 2 * PENALTY * weight_C
+
+    bounds = [(None if part in EITHER_SIGN else 0, None) for part in components]
+    found = minimize(loss, start_C, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_STEPS})
+    return torch.from_numpy(found.x).float()
 
 
-def choose_weights(
-    model: MemoryRecommender, ways: Sequence[Samples], config: MemoryConfig, rank_seen: bool
-) -> tuple[Tensor, float]:
-    """Move weight between components as long as a validation metric grows, in ever smaller steps.
+def negative_log_likelihood(choices: Choices, weight_C: Tensor) -> tuple[float, Tensor]:
+    """Of the targets, the mean over sessions, and its gradient in the weights."""
+    score_NX, target_N = _scores(choices, weight_C)
+    total_N = torch.logaddexp(score_NX.logsumexp(1), target_N)
+    p_NX, p_N = (score_NX - total_N[:, None]).exp(), (target_N - total_N).exp()
+    gradient_C = torch.einsum("nx,cnx->c", p_NX, choices.feature_CNX) + choices.target_CN @ (p_N - 1)
+    return float((total_N - target_N).mean()), gradient_C / len(target_N)
 
-    The search is deterministic. It begins with all the weight at the network and with even weights, over all samples;
-    then each group of session lengths that has `MIN_SAMPLES` goes on by itself, from these and from the best of all. So
-    the mixture is never worse there than the network alone.
+
+def measure(choices: Choices, weight_C: Tensor, metric: str) -> float:
+    """The metric of the rankings that these weights make of what is proposed; a target that isn't is a miss."""
+    score_NX, target_N = _scores(choices, weight_C)
+    rank_N = 1 + (score_NX >= target_N[:, None]).sum(dim=1)
+    return float(metric_sums(rank_N.masked_fill(~choices.proposed_N, K + 1), (K,))[metric] / len(rank_N))
+
+
+def _scores(choices: Choices, weight_C: Tensor) -> tuple[Tensor, Tensor]:
+    score_NX = torch.einsum("c,cnx->nx", weight_C, choices.feature_CNX).masked_fill(choices.void_NX, -torch.inf)
+    return score_NX, weight_C @ choices.target_CN
+
+
+@torch.inference_mode()
+def choices_of(model: MemoryRecommender, ways: Sequence[Samples], config: MemoryConfig, rank_seen: bool) -> Choices:
+    """What each component says of the items that some component thinks best, and of the target.
 
     Parameters
     ----------
     model
         With fitted counts, in eval mode.
     ways
-        The same validation samples with the LLM's answers and without: the metric is the mean over all.
+        The same validation samples with the LLM's answers and without: weights are fitted to all.
     config
-        `select_by`, the metric, and `max_samples` of each way, drawn from a fixed seed.
+        `max_samples` of each way, drawn from a fixed seed.
     rank_seen
-        Whether a session's own items are ranked too.
-
-    Returns
-    -------
-    weight_GC, score
-        Rows that sum to 1, and the metric they reach among the proposed items.
+        Whether a session's own items are ranked too. Without them a target that is one can't be won.
     """
-    parts = [propose(model, samples, config.max_samples, rank_seen) for samples in ways]
-    found, targets, groups = zip(*parts, strict=True)
-    proposals = Proposals(torch.cat(found, dim=1), torch.cat(targets, dim=1), torch.cat(groups))
-    return weights_of_groups(proposals, len(model.weight_GC), config.select_by)
-
-
-def weights_of_groups(proposals: Proposals, groups: int, metric: str) -> tuple[Tensor, float]:
-    """`choose_weights` on what was proposed."""
-    C = len(proposals.target_CN)
-    network_C, even_C = torch.eye(C)[0], torch.full((C,), 1 / C)
-    all_C, _ = _best_climb(proposals, (network_C, even_C), metric)
-    rows, total = [], 0.0
-    for group in range(groups):
-        own = proposals.take(proposals.group_N == group)
-        n = len(own.group_N)
-        if n >= MIN_SAMPLES:
-            weight_C, score = _best_climb(own, (all_C, network_C, even_C), metric)
-        else:
-            weight_C, score = all_C, measure(own, all_C, metric)
-        rows.append(weight_C)
-        total += n * score
-    return torch.stack(rows), total / len(proposals.group_N)
-
-
-def measure(proposals: Proposals, weight_C: Tensor, metric: str) -> float:
-    """The metric of the rankings that these weights make of what is proposed; 0 of no samples."""
-    if not len(proposals.group_N):
-        return 0.0
-    mixed_NX = torch.einsum("c,cnx->nx", weight_C, proposals.found_CNX)
-    rank_N = 1 + (mixed_NX >= (weight_C @ proposals.target_CN)[:, None]).sum(dim=1)
-    return float(metric_sums(rank_N, (K,))[metric] / len(rank_N))
-
-
-def _best_climb(proposals: Proposals, starts: Sequence[Tensor], metric: str) -> tuple[Tensor, float]:
-    """From several starts, as a climb ends where no small step is better; of equals the first."""
-    return max((_climb(proposals, start_C, metric) for start_C in starts), key=lambda climbed: climbed[1])
-
-
-def _climb(proposals: Proposals, weight_C: Tensor, metric: str) -> tuple[Tensor, float]:
-    best = measure(proposals, weight_C, metric)
-    for step in STEPS:
-        while True:
-            moves = [_moved(weight_C, i, j, step) for i, j in permutations(range(len(weight_C)), 2) if weight_C[i] > 0]
-            scores = [measure(proposals, move, metric) for move in moves]
-            if max(scores) <= best:
-                break
-            best, weight_C = max(scores), moves[scores.index(max(scores))]
-    return weight_C, best
-
-
-def _moved(weight_C: Tensor, source: int, target: int, step: float) -> Tensor:
-    moved_C = weight_C.clone()
-    amount = min(step, float(moved_C[source]))
-    moved_C[source] -= amount
-    moved_C[target] += amount
-    return moved_C
-
-
-@torch.inference_mode()
-def propose(model: MemoryRecommender, samples: Samples, max_samples: int, rank_seen: bool) -> Proposals:
-    """What each component says of the best items of all components, and of the target.
-
-    Without seen items none of them is proposed, and a target that is one ranks after all that are.
-    """
-    n = min(len(samples), max_samples)
-    chosen_N = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:n].sort().values
     size = max(1, MAX_SCORES // model.n_items)
-    found, targets, groups = [], [], []
-    for rows_B in chosen_N.split(size):
-        batch, target_B = samples.batch(rows_B)
-        found_CBX, target_CB = _propose(model, batch, target_B, None if rank_seen else samples.seen(rows_B))
-        found.append(found_CBX)
-        targets.append(target_CB)
-        groups.append(model.group_of(batch.length_B))
-    return Proposals(torch.cat(found, dim=1), torch.cat(targets, dim=1), torch.cat(groups))
+    parts = []
+    for samples in ways:
+        n = min(len(samples), config.max_samples)
+        chosen_N = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:n].sort().values
+        for rows_B in chosen_N.split(size):
+            batch, target_B = samples.batch(rows_B)
+            parts.append(_choices(model, batch, target_B, None if rank_seen else samples.seen(rows_B)))
+    feature, target, void, proposed = zip(*parts, strict=True)
+    return Choices(torch.cat(feature, 1), torch.cat(target, 1), torch.cat(void), torch.cat(proposed))
 
 
-def _propose(
-    model: MemoryRecommender, batch: SessionBatch, target_B: Tensor, seen: Seen | None
-) -> tuple[Tensor, Tensor]:
-    parts = list(model.distributions(batch))
-    if seen is not None:
-        for part_BV in parts:
-            part_BV[seen] = SEEN
+def _choices(model: MemoryRecommender, batch: SessionBatch, target_B: Tensor, seen: Seen | None) -> Choices:
+    parts = list(model.features(batch))
+    proposing = [parts[0], parts[0].masked_fill(parts[1] > 0, -torch.inf), *parts[2 : 2 + len(model.counts)]]
     k = min(BEST_OF_EACH, model.n_items)
-    item_BX = torch.cat([part_BV.topk(k, dim=1).indices for part_BV in parts], dim=1).sort(dim=1).values
-    repeated_BX = torch.zeros_like(item_BX, dtype=torch.bool)
-    repeated_BX[:, 1:] = item_BX[:, 1:] == item_BX[:, :-1]
-    never_BX = repeated_BX | (item_BX == target_B[:, None])
-    found_CBX = torch.stack([part_BV.gather(1, item_BX).masked_fill(never_BX, BELOW_ALL) for part_BV in parts])
-    return found_CBX, torch.stack([part_BV.gather(1, target_B[:, None])[:, 0] for part_BV in parts])
+    item_BX = torch.cat([part_BV.topk(k, dim=1).indices for part_BV in proposing], dim=1).sort(dim=1).values
+    is_target_BX = item_BX == target_B[:, None]
+    void_BX, proposed_B = is_target_BX.clone(), is_target_BX.any(dim=1)
+    void_BX[:, 1:] |= item_BX[:, 1:] == item_BX[:, :-1]
+    if seen is not None:
+        left_out_BV = torch.zeros_like(parts[0], dtype=torch.bool)
+        left_out_BV[seen] = True
+        void_BX |= left_out_BV.gather(1, item_BX)
+        proposed_B &= ~left_out_BV.gather(1, target_B[:, None])[:, 0]
+    feature_CBX = torch.stack([part_BV.gather(1, item_BX) for part_BV in parts])
+    target_CB = torch.stack([part_BV.gather(1, target_B[:, None])[:, 0] for part_BV in parts])
+    return Choices(feature_CBX, target_CB, void_BX, proposed_B)

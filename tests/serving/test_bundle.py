@@ -153,9 +153,9 @@ def test_missing_file(copy: Path, name: str) -> None:
         (b"", "bundle.json: damaged"),
         (b'{"format": 1', "bundle.json: damaged"),
         (b"\xff\xfe", "bundle.json: damaged"),
-        (b"[]", "bundle format None, this service reads 1"),
-        (b'{"format": 2}', "bundle format 2, this service reads 1"),
-        (b'{"format": 1}', "field 'version' is wrong or missing"),
+        (b"[]", "bundle format None, this service reads 2"),
+        (b'{"format": 1}', "bundle format 1, this service reads 2"),
+        (b'{"format": 2}', "field 'version' is wrong or missing"),
     ],
 )
 def test_damaged_manifest(copy: Path, content: bytes, message: str) -> None:

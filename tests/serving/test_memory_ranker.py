@@ -27,7 +27,7 @@ NAME = MODEL + "+memory"
 MEMORY = MemoryConfig(parts=("rules", "stan"))
 
 
-def mixture(run: Run) -> MemoryRecommender:
+def with_memory(run: Run) -> MemoryRecommender:
     """Random network, counts of the run's train sessions, some weight for everything."""
     config = run.config
     anchors = [view.anchor for view in config.perspectives.views]
@@ -37,8 +37,7 @@ def mixture(run: Run) -> MemoryRecommender:
     sessions: list[list[int]] = samples_table(1, 40)["items"].to_pylist()
     offsets = torch.tensor([0, *map(len, sessions)]).cumsum(0)
     model.fit_counts(torch.tensor([item for session in sessions for item in session]), offsets)
-    model.weight_GC.copy_(torch.tensor([0.1, 0.2, 0.4, 0.3]))
-    model.weight_GC[0].copy_(torch.tensor([0.4, 0.3, 0.2, 0.1]))  # sessions of one click
+    model.weight_C.copy_(torch.tensor([0.4, -1.0, 0.3, 0.2, 0.1, -0.1, 0.5]))
     return model.eval()
 
 
@@ -46,7 +45,7 @@ def mixture(run: Run) -> MemoryRecommender:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, MemoryRecommender]:
     changes = {"train": {"models": (MODEL, NAME), "seeds": (0,)}, "memory": {"parts": MEMORY.parts}}
     run = planted_run(tmp_path_factory.mktemp("run"), **changes)
-    model = mixture(run)
+    model = with_memory(run)
     name = f"train/{NAME}/seed-0"
 
     def train(stage: Stage) -> dict[str, int]:
@@ -92,16 +91,16 @@ def test_served_ranking_is_the_offline_one_and_its_reasons_add_up(bundle: tuple[
     assert led == {True, False}
 
 
-def test_a_boost_is_added_to_the_probability(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+def test_a_boost_is_added_to_the_score(bundle: tuple[Bundle, MemoryRecommender]) -> None:
     opened, offline = bundle
     network, session = opened.model(), SESSIONS[0]
     ranker = Ranker(network, V, 3, memory=opened.memory())
-    query = RankQuery(SessionEncoder(network, V).encode([session])[0], None, [], 5, boosts=[(9, 2.0)], items=session)
+    query = RankQuery(SessionEncoder(network, V).encode([session])[0], None, [], 5, boosts=[(9, 20.0)], items=session)
     ranking = ranker.rank([query])[0]
     with torch.inference_mode():
         score = float(offline.score(pad_sessions([session], V, network.config.max_length))[0, 9])
     assert ranking.item_k[0] == 9
-    assert ranking.score_k[0] == pytest.approx(score + 2)
+    assert ranking.score_k[0] == pytest.approx(score + 20)
 
 
 def test_what_a_clicked_item_did_is_the_score_less_that_without_it(bundle: tuple[Bundle, MemoryRecommender]) -> None:
@@ -120,21 +119,30 @@ def test_what_a_clicked_item_did_is_the_score_less_that_without_it(bundle: tuple
     np.testing.assert_allclose(ranking.reasons.effect_kN, wanted, rtol=1e-4, atol=1e-7)
 
 
-def test_new_items_are_ranked_by_the_network_alone(bundle: tuple[Bundle, MemoryRecommender]) -> None:
+def test_new_items_are_ranked_by_the_network_and_their_texts(bundle: tuple[Bundle, MemoryRecommender]) -> None:
     opened, _ = bundle
     network, session = opened.model(), SESSIONS[1]
-    ranker = Ranker(network, V, 3, memory=opened.memory())
+    memory = opened.memory()
+    assert memory is not None
+    ranker = Ranker(network, V, 3, memory=memory)
     vectors_3D = SessionEncoder(network, V).encode([session])[0]
     query = RankQuery(vectors_3D, None, [], V + 2, items=session)
-    likely = network.backbone.item_vectors()[Ranker(network, V, 3).rank([query])[0].item_k[:1]]
-    more = ranker.with_items(torch.cat([likely * 2, likely * -2]).detach()).rank([query])[0]
+    vector_ND = network.backbone.item_vectors()[:2].detach() * torch.tensor([[2.0], [-2.0]])
+    text_VE = memory.item_text_VE
+    assert text_VE is not None
+    text_NE = text_VE[[7, 8]]
+    more = ranker.with_items(vector_ND, text_NE).rank([query])[0]
     assert len(more.item_k) == V + 2
-    assert more.score_k.sum() == pytest.approx(1, abs=1e-4)
+    place = [more.item_k.tolist().index(item) for item in (V, V + 1)]
+    about_E = torch.nn.functional.normalize(text_VE[session].sum(0), dim=0)
+    remembered_N = memory.weight_C[-1] * (text_NE @ about_E)
     assert more.reasons is not None
     assert more.reasons.memory_k is not None
-    place = more.item_k.tolist().index
-    assert more.reasons.memory_k[[place(V), place(V + 1)]].tolist() == [0, 0]
-    assert more.score_k[place(V)] > more.score_k[place(V + 1)]
+    np.testing.assert_allclose(more.reasons.memory_k[place], remembered_N.numpy(), rtol=1e-4, atol=1e-6)
+    own_N = more.reasons.contribution_kP[place].sum(1)
+    np.testing.assert_allclose(more.score_k[place], own_N + remembered_N.numpy(), rtol=1e-4, atol=1e-6)
+    known = ranker.rank([query])[0]  # as they were ranked before
+    assert [item for item in more.item_k.tolist() if item < V] == known.item_k.tolist()
 
 
 def test_a_quantised_index_is_refused(bundle: tuple[Bundle, MemoryRecommender]) -> None:

@@ -1,12 +1,14 @@
-"""The weights of a memory: chosen on validation data, never worse than the network there; stages and files."""
+"""The weights of a memory: the conditional logit of validation data, against an independent one; stages and files."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from planted_run import planted_config, planted_run
+from torch import Tensor
 
 from llm4sbr_ray.errors import UserError
 from llm4sbr_ray.models.memory import MemoryRecommender
@@ -14,21 +16,19 @@ from llm4sbr_ray.models.ranking import metric_sums, target_ranks, unseen_ranks
 from llm4sbr_ray.training import memory
 from llm4sbr_ray.training.inputs import read_samples, source
 from llm4sbr_ray.training.load import load_model
-from llm4sbr_ray.training.memory import choose_weights
 from llm4sbr_ray.training.trainer import train
 
 
-def test_counts_are_mixed_in_where_the_network_has_not_learnt(tmp_path: Path) -> None:
+def test_counts_are_weighed_in_where_the_network_has_not_learnt(tmp_path: Path) -> None:
     """The planted rule (f(j) follows j) is known to the counts; one epoch at a tiny rate teaches a network nothing."""
     models = ("srgnn+memory", "srgnn+llm4sbr+memory")
     run = planted_run(planted_config(str(tmp_path), models=models, epochs=1, learning_rate=1e-6))
     train(run)
     stages = run.manifest()["stages"]
     for name in models:
-        assert all(group["rules"] > 0 for group in stages[f"train/{name}/seed-0"]["weights"].values())
+        assert stages[f"train/{name}/seed-0"]["weights"]["rules"] > 0.5
         model = load_model(run, name, 0)
         assert isinstance(model, MemoryRecommender)
-        assert model.weight_GC.sum(1).tolist() == pytest.approx([1] * 4)
         valid = read_samples(run, source(run, name, "valid"))
         batch, target_B = valid.batch(torch.arange(len(valid)))
         with torch.inference_mode():
@@ -44,36 +44,78 @@ def test_the_score_of_a_choice_is_that_of_the_whole_ranking(tmp_path: Path, rank
     model = load_model(run, "srgnn+memory", 0)
     assert isinstance(model, MemoryRecommender)
     valid = read_samples(run, source(run, "srgnn+memory", "valid"))
-    chosen_GC, score = choose_weights(model, [valid], run.config.memory, rank_seen)
-    torch.testing.assert_close(chosen_GC, model.weight_GC)
+    choices = memory.choices_of(model, [valid], run.config.memory, rank_seen)
+    torch.testing.assert_close(memory.fit_weights(choices, model.components), model.weight_C)
     valid.target_N[::5] = valid.items_C[valid.offset_N1[:-1:5]].long()  # repeats
-    chosen_GC, score = choose_weights(model, [valid], run.config.memory, rank_seen)
-    model.weight_GC.copy_(chosen_GC)
+    choices = memory.choices_of(model, [valid], run.config.memory, rank_seen)
+    model.weight_C.copy_(memory.fit_weights(choices, model.components))
+    score = memory.measure(choices, model.weight_C, "ndcg@20")
     rows_N = torch.arange(len(valid))
     batch, target_B = valid.batch(rows_N)
     with torch.inference_mode():
         scores_BV, seen = model.score(batch), valid.seen(rows_N)
         rank_B = target_ranks(scores_BV, target_B) if rank_seen else unseen_ranks(scores_BV, target_B, seen)
-    # 100 items of each component are proposed: here, all 60.
+    # 50 items of each component are proposed, together here all 60.
     assert score == pytest.approx(float(metric_sums(rank_B, (20,))["ndcg@20"]) / len(valid), rel=1e-4)
 
 
-def test_each_group_of_lengths_has_the_weights_that_are_best_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In group 0 the network knows the target, in group 1 the counts; group 2 is too small for a choice of its own."""
-    monkeypatch.setattr(memory, "MIN_SAMPLES", 20)
-    group_N = torch.tensor([0] * 60 + [1] * 40 + [2] * 5)
-    knows_network = group_N != 1
-    found_CNX = torch.rand(2, 105, 30, generator=torch.Generator().manual_seed(0))
-    target_CN = torch.stack([knows_network * 1.01, ~knows_network * 1.01])
-    weight_GC, score = memory.weights_of_groups(memory.Proposals(found_CNX, target_CN, group_N), 3, "mrr@20")
-    assert weight_GC[0].tolist() == [1, 0]
-    assert weight_GC[1, 1] > 0.9
-    assert weight_GC.sum(1).tolist() == pytest.approx([1, 1, 1])
-    overall_GC, overall = memory.weights_of_groups(
-        memory.Proposals(found_CNX, target_CN, torch.zeros_like(group_N)), 1, "mrr@20"
+def some_choices(N: int = 40, C: int = 4, X: int = 12) -> memory.Choices:
+    """Features that say something of the target, some of them void."""
+    generator = torch.Generator().manual_seed(0)
+    feature_CNX, target_CN = torch.rand(C, N, X, generator=generator), torch.rand(C, N, generator=generator)
+    target_CN[:2] += torch.tensor([[0.3], [0.6]])
+    void_NX = torch.rand(N, X, generator=generator) < 0.2
+    return memory.Choices(feature_CNX, target_CN, void_NX, torch.rand(N, generator=generator) < 0.9)
+
+
+def naive_loss(choices: memory.Choices, weights: list[float]) -> float:
+    """Mean negative log-likelihood in float64, one session after the other."""
+    total = 0.0
+    for n in range(len(choices.proposed_N)):
+        score = [sum(w * float(choices.feature_CNX[c, n, x]) for c, w in enumerate(weights)) for x in range(12)]
+        target = sum(w * float(choices.target_CN[c, n]) for c, w in enumerate(weights))
+        others = [math.exp(s) for s, void in zip(score, choices.void_NX[n].tolist(), strict=True) if not void]
+        total -= target - math.log(math.exp(target) + sum(others))
+    return total / len(choices.proposed_N)
+
+
+def test_likelihood_and_gradient_are_those_of_a_loop() -> None:
+    choices, weights = some_choices(), [0.7, 1.1, 0.0, -0.4]
+    loss, gradient_C = memory.negative_log_likelihood(choices, torch.tensor(weights))
+    assert loss == pytest.approx(naive_loss(choices, weights), rel=1e-5)
+    for c in range(4):
+        up, down = ([w + h * (c == i) for i, w in enumerate(weights)] for h in (1e-4, -1e-4))
+        slope = (naive_loss(choices, up) - naive_loss(choices, down)) / 2e-4
+        assert float(gradient_C[c]) == pytest.approx(slope, abs=1e-4)
+
+
+def test_no_other_weights_are_better_and_counts_never_speak_against() -> None:
+    choices = some_choices()
+    components = ("network", "held", "rules", "stan")
+    weight_C = memory.fit_weights(choices, components)
+    assert (weight_C[[0, 2, 3]] >= 0).all()
+    told = memory.Choices(
+        choices.feature_CNX[:, choices.proposed_N],
+        choices.target_CN[:, choices.proposed_N],
+        choices.void_NX[choices.proposed_N],
+        choices.proposed_N[choices.proposed_N],
     )
-    torch.testing.assert_close(weight_GC[2], overall_GC[0])
-    assert score > overall + 0.1
+
+    def penalised(weights: Tensor) -> float:
+        return naive_loss(told, weights.tolist()) + memory.PENALTY * float((weights**2).sum())
+
+    best = penalised(weight_C)
+    for c in range(4):
+        for step in (-0.05, 0.05):
+            other_C = weight_C.clone()
+            other_C[c] += step
+            assert penalised(other_C) > best or (components[c] != "held" and other_C[c] < 0)
+
+
+def test_where_nothing_proposes_a_target_the_network_keeps_its_word() -> None:
+    choices = some_choices()._replace(proposed_N=torch.zeros(40, dtype=torch.bool))
+    assert memory.fit_weights(choices, ("network", "held", "rules", "stan")).tolist() == [1, 0, 0, 0]
+    assert memory.measure(choices, torch.tensor([1.0, 0, 0, 0]), "recall@20") == 0
 
 
 def test_a_network_that_is_there_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
