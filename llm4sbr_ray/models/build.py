@@ -137,7 +137,9 @@ def build_model(
         network = build_model(without_memory(name), n_items, config, neighbours, anchors, item_text_VE)
         memory = memory or MemoryConfig()
         counts: dict[str, CountModel] = {part: COUNT_MODELS[part](n_items, neighbours) for part in memory.parts}
-        return MemoryRecommender(network, counts, n_items, item_text_VE if needs_text_table(name) else None)
+        return MemoryRecommender(
+            network, counts, n_items, config.max_length, item_text_VE if needs_text_table(name) else None
+        )
     if is_count_model(name):
         return COUNT_MODELS[name](n_items, neighbours)
     backbone = BACKBONES[backbone_of(name)](n_items, config)

@@ -4,21 +4,23 @@ Networks generalise, counts remember: the item that followed the last click in t
 that a dot product of two vectors blurs. With s_j the network's score of item j,
 
     score_j = w_net s_j + sum_c w_c log(1 + m_c(j) / EPSILON) + w_held [j in session]
-              + w_popular log(1 + clicks of j) + w_recent log(1 + late clicks of j) + w_texts cos(text of j, of session)
+              + w_popular log(1 + clicks of j) + w_lately log(1 + late clicks of j) + w_texts cos(text of j, of session)
 
 where m_c(j) is the share of item j in what count model c says of the items that the session doesn't hold yet, late
 clicks are those of the last train sessions, and texts are there where the network reads them. So the softmax of the
 scores is a logarithmic opinion pool (Heskes, NIPS 1997): experts that multiply, each sharper or flatter by its weight,
 where a sum of probabilities, as kNN-LM has it (Khandelwal et al., ICLR 2020), follows whichever expert is surest. The
 weights are a conditional logit (McFadden, 1974), fitted to validation sessions (`training.memory`); the network isn't
-trained again.
+trained again. What one click says and what ten say is not to be trusted alike, so each weight goes in a straight line
+over the logarithm of the session's length, from that of one click to that of the longest session.
 
-Shapes, besides those of `models.base`: C components.
+Shapes, besides those of `models.base`: C components, 2 ends of the line.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -44,12 +46,14 @@ class MemoryRecommender(Recommender):
         The count models to weigh in, by name.
     n_items
         V.
+    max_length
+        Clicks of the longest session.
     item_text_VE
         float32, L2-normalised, zeros for items without text; None: the network reads no texts, nor does this model.
         A constant: not in the state dict.
     """
 
-    weight_C: Tensor  # float32, in the order of `components`
+    weight_2C: Tensor  # float32, in the order of `components`: of one click, of `max_length` clicks
     popular_V: Tensor  # log(1 + clicks)
     lately_V: Tensor
     item_text_VE: Tensor | None
@@ -59,13 +63,14 @@ class MemoryRecommender(Recommender):
         network: Recommender,
         counts: Mapping[str, CountModel],
         n_items: int,
+        max_length: int,
         item_text_VE: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network: Recommender = network
-        self.counts, self.n_items = nn.ModuleDict(counts), n_items
+        self.counts, self.n_items, self.max_length = nn.ModuleDict(counts), n_items, max_length
         self.components = (NETWORK, HELD, *counts, POPULAR, LATELY, *([TEXTS] if item_text_VE is not None else []))
-        self.register_buffer("weight_C", torch.eye(len(self.components))[0])
+        self.register_buffer("weight_2C", torch.eye(len(self.components))[0].repeat(2, 1))
         self.register_buffer("popular_V", torch.zeros(n_items))
         self.register_buffer("lately_V", torch.zeros(n_items))
         self.register_buffer("item_text_VE", item_text_VE, persistent=False)
@@ -104,9 +109,14 @@ class MemoryRecommender(Recommender):
         if self.item_text_VE is not None:
             yield _session_texts(batch, self.item_text_VE) @ self.item_text_VE.T
 
-    def network_weight(self) -> Tensor:
-        """Scalar."""
-        return self.weight_C[0]
+    def longness(self, length_B: Tensor) -> Tensor:
+        """0 for one click to 1 for `max_length` clicks, by the logarithm; float32."""
+        return length_B.log() / math.log(max(self.max_length, 2))
+
+    def weights_of(self, length_B: Tensor) -> Tensor:
+        """B x C of sessions of so many clicks."""
+        one_C, longest_C = self.weight_2C
+        return torch.lerp(one_C, longest_C, self.longness(length_B)[:, None])
 
     def score(self, batch: SessionBatch) -> Tensor:
         network_BV, memory_BV = self.split(self.network.score(batch), batch)
@@ -114,12 +124,13 @@ class MemoryRecommender(Recommender):
 
     def split(self, scores_BV: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
         """The network's part of the scores, from its own, and the memory's: all the others."""
-        parts = zip(self.weight_C, self.features_from(scores_BV, batch), strict=True)
-        network_weight, network_BV = next(parts)
+        weight_CB1 = self.weights_of(batch.length_B).T[..., None]
+        parts = zip(weight_CB1, self.features_from(scores_BV, batch), strict=True)
+        network_weight_B1, network_BV = next(parts)
         memory_BV = torch.zeros_like(network_BV)
-        for weight, part_BV in parts:
-            memory_BV += weight * part_BV
-        return network_weight * network_BV, memory_BV
+        for weight_B1, part_BV in parts:
+            memory_BV += weight_B1 * part_BV
+        return network_weight_B1 * network_BV, memory_BV
 
     def _counts(self) -> Iterator[CountModel]:
         for model in self.counts.values():

@@ -169,15 +169,12 @@ class Ranker:
         if intents is not None:
             intents = Intents(intents.item_BPR[rows], intents.weight_BPR[rows], intents.grounded_BP[rows])
         item_Bk = nn.utils.rnn.pad_sequence([torch.from_numpy(item_k) for item_k in items], batch_first=True)
-        part_BPD = fused.part_BPD[rows]
-        if self._memory is not None:
-            part_BPD = part_BPD * self._memory.network_weight()
-        contribution_BkP = (self._item_VD[item_Bk] @ part_BPD.transpose(1, 2)).numpy()
+        contribution_BkP = (self._item_VD[item_Bk] @ fused.part_BPD[rows].transpose(1, 2)).numpy()
         predicted_BP = np.ones(z_BPD.shape[:2], dtype=bool) if intents is None else ~intents.grounded_BP.numpy()
         shown_BPR, weight_BPR = (shown.numpy() for shown in self._shown_items(intents, z_BPD))
         return {
             row: Reasons(
-                contribution_kP[: len(item_k)],
+                contribution_kP[: len(item_k)] * scores.network_weight(row),
                 scores.memory(row, item_k),
                 gate_P,
                 predicted_P,

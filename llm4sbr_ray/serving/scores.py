@@ -24,6 +24,9 @@ class Scores(Protocol):
     def of(self, row: int, item_k: NDArray[np.int64]) -> Floats:
         """Scores of some items for one session."""
 
+    def network_weight(self, row: int) -> float:
+        """What the products of a session are multiplied with."""
+
     def memory(self, row: int, item_k: NDArray[np.int64]) -> Floats | None:
         """What the memory adds to these scores; None: there is none."""
 
@@ -41,6 +44,9 @@ class Products:
         products_k: Floats = (self._item_VD[torch.from_numpy(item_k)] @ self._session_BD[row]).numpy()
         return products_k
 
+    def network_weight(self, row: int) -> float:
+        return 1.0
+
     def memory(self, row: int, item_k: NDArray[np.int64]) -> Floats | None:
         return None
 
@@ -49,6 +55,7 @@ class Remembered:
     """Scores of a `MemoryRecommender`, from its network's scores of the whole catalogue."""
 
     def __init__(self, memory: MemoryRecommender, network_BV: Tensor, batch: SessionBatch) -> None:
+        self._network_weight_B = memory.weights_of(batch.length_B)[:, 0]
         weighed_BV, self._memory_BV = memory.split(network_BV, batch)
         self._all_BV = weighed_BV + self._memory_BV
 
@@ -58,6 +65,9 @@ class Remembered:
 
     def of(self, row: int, item_k: NDArray[np.int64]) -> Floats:
         return _taken(self._all_BV, row, item_k)
+
+    def network_weight(self, row: int) -> float:
+        return float(self._network_weight_B[row])
 
     def memory(self, row: int, item_k: NDArray[np.int64]) -> Floats | None:
         return _taken(self._memory_BV, row, item_k)

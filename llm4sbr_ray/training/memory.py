@@ -39,6 +39,10 @@ class Choices(NamedTuple):
     target_CN: Tensor
     void_NX: Tensor  # proposed twice, the target itself, or left out of the ranking
     proposed_N: Tensor  # whether the target is among the items that were proposed
+    longness_N: Tensor  # 0 for one click to 1 for the longest sessions
+
+    def take(self, kept_N: Tensor) -> Choices:
+        return Choices(*(part[:, kept_N] for part in self[:2]), *(part[kept_N] for part in self[2:]))
 
 
 def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
@@ -57,15 +61,19 @@ def fit_memory_model(stage: Stage, name: str, seed: int) -> Facts:
     if is_llm4sbr(name) and valid.intents is not None:  # good with the LLM's answers and without them
         ways.append(replace(valid, intents=None))
     choices = choices_of(model, ways, config.memory, config.train.rank_seen)
-    model.weight_C.copy_(fit_weights(choices, model.components))
-    score = measure(choices, model.weight_C, config.train.select_by)
+    model.weight_2C.copy_(fit_weights(choices, model.components))
+    score = measure(choices, model.weight_2C, config.train.select_by)
     seconds = time.perf_counter() - began
-    weights = {part: round(float(w), 4) for part, w in zip(model.components, model.weight_C, strict=True)}
+    weights = {
+        part: [round(end, 4) for end in ends]
+        for part, ends in zip(model.components, model.weight_2C.T.tolist(), strict=True)
+    }
     rate = round(len(valid) / seconds, 1)
     record = {"epoch": 1, "seconds": round(seconds, 3), "samples_per_second": rate, "weights": weights}
     record[f"valid_{config.train.select_by}"] = score
     save_model(stage.store, config, name, seed, model.n_items, model.state_dict(), [record], best_epoch=1)
-    print(f"[{stage.name}] {', '.join(f'{part} {w:g}' for part, w in weights.items())}", flush=True)
+    shown = ", ".join(f"{part} {short:g}..{long:g}" for part, (short, long) in weights.items())
+    print(f"[{stage.name}] weights of 1..{model.max_length} clicks: {shown}", flush=True)
     return {"rows": len(valid), "weights": weights, "valid_score": score}
 
 
@@ -84,43 +92,50 @@ def fit_weights(choices: Choices, components: Sequence[str]) -> Tensor:
 
     Returns
     -------
-    weight_C
-        float32.
+    weight_2C
+        float32, of a session of one click and of the longest.
     """
     start_C = np.array([float(part == NETWORK) for part in components])
-    told_N = choices.proposed_N.nonzero()[:, 0]
-    if not len(told_N):
-        return torch.from_numpy(start_C).float()
-    told = Choices(*(part[:, told_N] for part in choices[:2]), *(part[told_N] for part in choices[2:]))
+    start_2C = np.stack([start_C, start_C])
+    told = choices.take(choices.proposed_N)
+    if not len(told.proposed_N):
+        return torch.from_numpy(start_2C).float()
 
-    def loss(weight_C: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        value, gradient_C = negative_log_likelihood(told, torch.from_numpy(weight_C).float())
-        return value + PENALTY * float((weight_C**2).sum()), gradient_C.double().numpy() + 2 * PENALTY * weight_C
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight_2C = torch.from_numpy(weights.reshape(2, -1)).float()
+        value, gradient_2C = negative_log_likelihood(told, weight_2C)
+        gradient = gradient_2C.double().numpy().ravel() + 2 * PENALTY * weights
+        return value + PENALTY * float((weights**2).sum()), gradient
 
-    bounds = [(None if part in EITHER_SIGN else 0, None) for part in components]
-    found = minimize(loss, start_C, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_STEPS})
-    return torch.from_numpy(found.x).float()
+    bounds = [(None if part in EITHER_SIGN else 0, None) for part in components] * 2
+    found = minimize(loss, start_2C.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_STEPS})
+    return torch.from_numpy(found.x.reshape(2, -1)).float()
 
 
-def negative_log_likelihood(choices: Choices, weight_C: Tensor) -> tuple[float, Tensor]:
-    """Of the targets, the mean over sessions, and its gradient in the weights."""
-    score_NX, target_N = _scores(choices, weight_C)
+def negative_log_likelihood(choices: Choices, weight_2C: Tensor) -> tuple[float, Tensor]:
+    """Of the targets, the mean over sessions, and its gradient in the weights, 2 x C."""
+    score_NX, target_N = _scores(choices, weight_2C)
     total_N = torch.logaddexp(score_NX.logsumexp(1), target_N)
     p_NX, p_N = (score_NX - total_N[:, None]).exp(), (target_N - total_N).exp()
-    gradient_C = torch.einsum("nx,cnx->c", p_NX, choices.feature_CNX) + choices.target_CN @ (p_N - 1)
-    return float((total_N - target_N).mean()), gradient_C / len(target_N)
+    expected_CN = torch.stack([torch.linalg.vecdot(p_NX, part_NX) for part_NX in choices.feature_CNX])
+    gradient_CN = (expected_CN + (p_N - 1) * choices.target_CN) / len(target_N)
+    ends_N2 = torch.stack([1 - choices.longness_N, choices.longness_N], dim=1)
+    return float((total_N - target_N).mean()), (gradient_CN @ ends_N2).T
 
 
-def measure(choices: Choices, weight_C: Tensor, metric: str) -> float:
+def measure(choices: Choices, weight_2C: Tensor, metric: str) -> float:
     """The metric of the rankings that these weights make of what is proposed; a target that isn't is a miss."""
-    score_NX, target_N = _scores(choices, weight_C)
+    score_NX, target_N = _scores(choices, weight_2C)
     rank_N = 1 + (score_NX >= target_N[:, None]).sum(dim=1)
     return float(metric_sums(rank_N.masked_fill(~choices.proposed_N, K + 1), (K,))[metric] / len(rank_N))
 
 
-def _scores(choices: Choices, weight_C: Tensor) -> tuple[Tensor, Tensor]:
-    score_NX = torch.einsum("c,cnx->nx", weight_C, choices.feature_CNX).masked_fill(choices.void_NX, -torch.inf)
-    return score_NX, weight_C @ choices.target_CN
+def _scores(choices: Choices, weight_2C: Tensor) -> tuple[Tensor, Tensor]:
+    weight_CN = torch.lerp(weight_2C[0, :, None], weight_2C[1, :, None], choices.longness_N)
+    score_NX = torch.zeros_like(choices.feature_CNX[0])
+    for weight_N, part_NX in zip(weight_CN, choices.feature_CNX, strict=True):
+        score_NX.addcmul_(weight_N[:, None], part_NX)
+    return score_NX.masked_fill_(choices.void_NX, -torch.inf), (weight_CN * choices.target_CN).sum(0)
 
 
 @torch.inference_mode()
@@ -146,8 +161,8 @@ def choices_of(model: MemoryRecommender, ways: Sequence[Samples], config: Memory
         for rows_B in chosen_N.split(size):
             batch, target_B = samples.batch(rows_B)
             parts.append(_choices(model, batch, target_B, None if rank_seen else samples.seen(rows_B)))
-    feature, target, void, proposed = zip(*parts, strict=True)
-    return Choices(torch.cat(feature, 1), torch.cat(target, 1), torch.cat(void), torch.cat(proposed))
+    feature, target, *others = zip(*parts, strict=True)
+    return Choices(torch.cat(feature, 1), torch.cat(target, 1), *map(torch.cat, others))
 
 
 def _choices(model: MemoryRecommender, batch: SessionBatch, target_B: Tensor, seen: Seen | None) -> Choices:
@@ -165,4 +180,4 @@ def _choices(model: MemoryRecommender, batch: SessionBatch, target_B: Tensor, se
         proposed_B &= ~left_out_BV.gather(1, target_B[:, None])[:, 0]
     feature_CBX = torch.stack([part_BV.gather(1, item_BX) for part_BV in parts])
     target_CB = torch.stack([part_BV.gather(1, target_B[:, None])[:, 0] for part_BV in parts])
-    return Choices(feature_CBX, target_CB, void_BX, proposed_B)
+    return Choices(feature_CBX, target_CB, void_BX, proposed_B, model.longness(batch.length_B))

@@ -65,9 +65,9 @@ def naive_cosines(session: list[int], text_VE: Tensor) -> list[float]:
 def test_score_equals_its_definition() -> None:
     model = with_memory("rules")
     assert model.components == ("network", "held", "rules", "popular", "popular lately", "texts")
-    weights = [0.3, -2.0, 0.7, -0.2, 0.4, 1.5]
-    model.weight_C.copy_(torch.tensor(weights))
-    sessions = [[0, 1], [2, 1, 0], [8], [1, 1, 4], [3]]
+    one, longest = [0.3, -2.0, 0.7, -0.2, 0.4, 1.5], [0.5, -1.0, 0.1, 0.2, 0.0, 2.5]
+    model.weight_2C.copy_(torch.tensor([one, longest]))
+    sessions = [[0, 1], [2, 1, 0], [8], [1, 1, 4], [3], [6, 7] * 25]
     batch = pad_sessions(sessions, V, 50)
     scores_BV, network_BV = model.score(batch), model.network.score(batch).double()
     for row, session in enumerate(sessions):
@@ -79,6 +79,8 @@ def test_score_equals_its_definition() -> None:
             naive_clicks(TRAIN[-1:]),
             naive_cosines(session, texts()),
         ]
+        along = math.log(len(session)) / math.log(50)
+        weights = [a + (b - a) * along for a, b in zip(one, longest, strict=True)]
         wanted = [sum(w * part[item] for w, part in zip(weights, parts, strict=True)) for item in range(V)]
         torch.testing.assert_close(scores_BV[row], torch.tensor(wanted), rtol=1e-5, atol=1e-6)
 
@@ -98,7 +100,7 @@ def test_a_new_one_scores_as_its_network_and_what_no_session_shows_counts_nothin
 @torch.no_grad()
 def test_padding_changes_nothing() -> None:
     model = with_memory("rules", "stan")
-    model.weight_C.fill_(0.25)
+    model.weight_2C.fill_(0.25)
     alone, beside = pad_sessions([[0, 1]], V, 50), pad_sessions([[0, 1], [3, 4, 5, 6]], V, 50)
     torch.testing.assert_close(model.score(alone)[0], model.score(beside)[0])
 
@@ -106,7 +108,7 @@ def test_padding_changes_nothing() -> None:
 @torch.no_grad()
 def test_more_items_have_texts_and_no_clicks() -> None:
     model = with_memory("rules", "stan")
-    model.weight_C.fill_(0.5)
+    model.weight_2C.fill_(0.5)
     batch, text_NE = pad_sessions([[0, 1], [5]], V, 50), texts(4)[[0, 2]]
     more = model.with_items(text_NE)
     network_BV = model.network.score(batch)

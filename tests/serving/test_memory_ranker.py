@@ -37,7 +37,8 @@ def with_memory(run: Run) -> MemoryRecommender:
     sessions: list[list[int]] = samples_table(1, 40)["items"].to_pylist()
     offsets = torch.tensor([0, *map(len, sessions)]).cumsum(0)
     model.fit_counts(torch.tensor([item for session in sessions for item in session]), offsets)
-    model.weight_C.copy_(torch.tensor([0.4, -1.0, 0.3, 0.2, 0.1, -0.1, 0.5]))
+    one, longest = [0.4, -1.0, 0.3, 0.2, 0.1, -0.1, 0.5], [0.9, 0.5, 0.1, 0.0, -0.1, 0.1, 0.2]
+    model.weight_2C.copy_(torch.tensor([one, longest]))
     return model.eval()
 
 
@@ -135,7 +136,7 @@ def test_new_items_are_ranked_by_the_network_and_their_texts(bundle: tuple[Bundl
     assert len(more.item_k) == V + 2
     place = [more.item_k.tolist().index(item) for item in (V, V + 1)]
     about_E = torch.nn.functional.normalize(text_VE[session].sum(0), dim=0)
-    remembered_N = memory.weight_C[-1] * (text_NE @ about_E)
+    remembered_N = memory.weights_of(torch.tensor([len(session)]))[0, -1] * (text_NE @ about_E)
     assert more.reasons is not None
     assert more.reasons.memory_k is not None
     np.testing.assert_allclose(more.reasons.memory_k[place], remembered_N.numpy(), rtol=1e-4, atol=1e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def test_counts_are_weighed_in_where_the_network_has_not_learnt(tmp_path: Path) 
     train(run)
     stages = run.manifest()["stages"]
     for name in models:
-        assert stages[f"train/{name}/seed-0"]["weights"]["rules"] > 0.5
+        assert stages[f"train/{name}/seed-0"]["weights"]["rules"][0] > 0.5
         model = load_model(run, name, 0)
         assert isinstance(model, MemoryRecommender)
         valid = read_samples(run, source(run, name, "valid"))
@@ -45,11 +47,11 @@ def test_the_score_of_a_choice_is_that_of_the_whole_ranking(tmp_path: Path, rank
     assert isinstance(model, MemoryRecommender)
     valid = read_samples(run, source(run, "srgnn+memory", "valid"))
     choices = memory.choices_of(model, [valid], run.config.memory, rank_seen)
-    torch.testing.assert_close(memory.fit_weights(choices, model.components), model.weight_C)
+    torch.testing.assert_close(memory.fit_weights(choices, model.components), model.weight_2C)
     valid.target_N[::5] = valid.items_C[valid.offset_N1[:-1:5]].long()  # repeats
     choices = memory.choices_of(model, [valid], run.config.memory, rank_seen)
-    model.weight_C.copy_(memory.fit_weights(choices, model.components))
-    score = memory.measure(choices, model.weight_C, "ndcg@20")
+    model.weight_2C.copy_(memory.fit_weights(choices, model.components))
+    score = memory.measure(choices, model.weight_2C, "ndcg@20")
     rows_N = torch.arange(len(valid))
     batch, target_B = valid.batch(rows_N)
     with torch.inference_mode():
@@ -65,13 +67,15 @@ def some_choices(N: int = 40, C: int = 4, X: int = 12) -> memory.Choices:
     feature_CNX, target_CN = torch.rand(C, N, X, generator=generator), torch.rand(C, N, generator=generator)
     target_CN[:2] += torch.tensor([[0.3], [0.6]])
     void_NX = torch.rand(N, X, generator=generator) < 0.2
-    return memory.Choices(feature_CNX, target_CN, void_NX, torch.rand(N, generator=generator) < 0.9)
+    proposed_N = torch.rand(N, generator=generator) < 0.9
+    return memory.Choices(feature_CNX, target_CN, void_NX, proposed_N, torch.rand(N, generator=generator))
 
 
-def naive_loss(choices: memory.Choices, weights: list[float]) -> float:
+def naive_loss(choices: memory.Choices, ends: list[list[float]]) -> float:
     """Mean negative log-likelihood in float64, one session after the other."""
     total = 0.0
-    for n in range(len(choices.proposed_N)):
+    for n, along in enumerate(choices.longness_N.tolist()):
+        weights = [a * (1 - along) + b * along for a, b in zip(*ends, strict=True)]
         score = [sum(w * float(choices.feature_CNX[c, n, x]) for c, w in enumerate(weights)) for x in range(12)]
         target = sum(w * float(choices.target_CN[c, n]) for c, w in enumerate(weights))
         others = [math.exp(s) for s, void in zip(score, choices.void_NX[n].tolist(), strict=True) if not void]
@@ -80,42 +84,38 @@ def naive_loss(choices: memory.Choices, weights: list[float]) -> float:
 
 
 def test_likelihood_and_gradient_are_those_of_a_loop() -> None:
-    choices, weights = some_choices(), [0.7, 1.1, 0.0, -0.4]
-    loss, gradient_C = memory.negative_log_likelihood(choices, torch.tensor(weights))
-    assert loss == pytest.approx(naive_loss(choices, weights), rel=1e-5)
-    for c in range(4):
-        up, down = ([w + h * (c == i) for i, w in enumerate(weights)] for h in (1e-4, -1e-4))
+    choices, ends = some_choices(), [[0.7, 1.1, 0.0, -0.4], [0.2, 0.9, 0.5, -0.6]]
+    loss, gradient_2C = memory.negative_log_likelihood(choices, torch.tensor(ends))
+    assert loss == pytest.approx(naive_loss(choices, ends), rel=1e-5)
+    for end, c in product(range(2), range(4)):
+        up, down = copy.deepcopy(ends), copy.deepcopy(ends)
+        up[end][c] += 1e-4
+        down[end][c] -= 1e-4
         slope = (naive_loss(choices, up) - naive_loss(choices, down)) / 2e-4
-        assert float(gradient_C[c]) == pytest.approx(slope, abs=1e-4)
+        assert float(gradient_2C[end, c]) == pytest.approx(slope, abs=1e-4)
 
 
 def test_no_other_weights_are_better_and_counts_never_speak_against() -> None:
     choices = some_choices()
     components = ("network", "held", "rules", "stan")
-    weight_C = memory.fit_weights(choices, components)
-    assert (weight_C[[0, 2, 3]] >= 0).all()
-    told = memory.Choices(
-        choices.feature_CNX[:, choices.proposed_N],
-        choices.target_CN[:, choices.proposed_N],
-        choices.void_NX[choices.proposed_N],
-        choices.proposed_N[choices.proposed_N],
-    )
+    weight_2C = memory.fit_weights(choices, components)
+    assert (weight_2C[:, [0, 2, 3]] >= 0).all()
+    told = choices.take(choices.proposed_N)
 
-    def penalised(weights: Tensor) -> float:
-        return naive_loss(told, weights.tolist()) + memory.PENALTY * float((weights**2).sum())
+    def penalised(ends_2C: Tensor) -> float:
+        return naive_loss(told, ends_2C.tolist()) + memory.PENALTY * float((ends_2C**2).sum())
 
-    best = penalised(weight_C)
-    for c in range(4):
-        for step in (-0.05, 0.05):
-            other_C = weight_C.clone()
-            other_C[c] += step
-            assert penalised(other_C) > best or (components[c] != "held" and other_C[c] < 0)
+    best = penalised(weight_2C)
+    for end, c, step in product(range(2), range(4), (-0.05, 0.05)):
+        other_2C = weight_2C.clone()
+        other_2C[end, c] += step
+        assert penalised(other_2C) > best or (components[c] != "held" and other_2C[end, c] < 0)
 
 
 def test_where_nothing_proposes_a_target_the_network_keeps_its_word() -> None:
     choices = some_choices()._replace(proposed_N=torch.zeros(40, dtype=torch.bool))
-    assert memory.fit_weights(choices, ("network", "held", "rules", "stan")).tolist() == [1, 0, 0, 0]
-    assert memory.measure(choices, torch.tensor([1.0, 0, 0, 0]), "recall@20") == 0
+    assert memory.fit_weights(choices, ("network", "held", "rules", "stan")).tolist() == [[1, 0, 0, 0]] * 2
+    assert memory.measure(choices, torch.eye(4)[[0, 0]], "recall@20") == 0
 
 
 def test_a_network_that_is_there_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
