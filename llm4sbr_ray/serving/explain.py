@@ -156,10 +156,9 @@ def sentence(perspective: str, share: float, alike: Sequence[str]) -> str:
 
 
 def memory_sentence(share: float) -> str:
-    """E.g. "Mostly because visitors with such clicks often went on to it (71%)." """
-    return (
-        f"{'Mostly' if share >= 0.5 else 'Partly'} because visitors with such clicks often went on to it ({share:.0%})."
-    )
+    """E.g. "Mostly because of what others went on to after such clicks, and of like texts (71%)." """
+    how_much = "Mostly" if share >= 0.5 else "Partly"
+    return f"{how_much} because of what others went on to after such clicks, and of like texts ({share:.0%})."
 
 
 def _shortened(label: str) -> str:

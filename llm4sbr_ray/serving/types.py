@@ -100,7 +100,7 @@ class ClickEffect(CatalogueItem):
 
 
 class MemoryShare(_Message):
-    """What followed such clicks in the train sessions."""
+    """What followed such clicks in the train sessions, how popular the item is, how near its text is to theirs."""
 
     contribution: float
     share: float
