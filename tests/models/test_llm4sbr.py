@@ -137,7 +137,7 @@ def test_ungrounded_answers_take_no_part() -> None:
     given.intents.item_BPR[~given.intents.grounded_BP] = 9
     given.intents.weight_BPR[~given.intents.grounded_BP] = 1 / R
     after = net.loss(given, TARGETS)
-    assert {k: float(v) for k, v in before.items()} == {k: float(v) for k, v in after.items()}
+    assert {k: v.item() for k, v in before.items()} == {k: v.item() for k, v in after.items()}
 
 
 def test_training_mixes_predicted_intents_in_per_sample() -> None:

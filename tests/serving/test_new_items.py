@@ -43,7 +43,8 @@ def test_vectors_are_those_of_a_weighted_least_squares_fit(tmp_path: Path) -> No
 
 def twins(fused: Fused, items: list[int]) -> Placed:
     """New items that are others under a new name."""
-    return Placed(fused.model.backbone.item_vectors()[items].detach(), items)
+    model = fused.model
+    return Placed(model.backbone.item_vectors()[items].detach(), model.item_text_VE[items], items)
 
 
 def test_new_items_are_ranked_by_their_vectors_among_the_others(tmp_path: Path) -> None:
